@@ -1,0 +1,153 @@
+"""The bootstrap of every gRPC server: bind, serve, tell health, drain on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from enginehouse.errors import UnavailableError
+from enginehouse.rpc.authorization import AllowAll, Authorizer
+from enginehouse.rpc.interceptor import CallChain
+from enginehouse.rpc.settings import ServerSettings
+
+_log = structlog.get_logger("server")
+
+HEALTH = "grpc.health.v1.Health"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A gRPC service to register: its full name, and the function that adds its servicer to a server."""
+
+    name: str
+    add: Callable[[grpc.aio.Server], Any]
+
+
+class RpcServer:
+    """A gRPC server with our interceptor chain, health and reflection.
+
+    `start()` binds and serves NOT_SERVING; `set_ready(True)` when the service can work; `stop()` drains.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        services: Sequence[Service],
+        *,
+        authorizer: Authorizer | None = None,
+        options: Sequence[tuple[str, int | str]] = (),
+    ) -> None:
+        self._settings = settings
+        self._services = tuple(services)
+        self.chain = CallChain(authorizer=authorizer or AllowAll(), max_concurrent_rpcs=settings.max_concurrent_rpcs)
+        self.health = health_aio.HealthServicer()
+        self.port = 0
+        self._open = authorizer is None
+        self._server = grpc.aio.server(interceptors=[self.chain], options=[*_options(settings), *options])
+        for service in self._services:
+            service.add(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        names = [s.name for s in self._services] + [HEALTH, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> int:
+        """Bind and serve; returns the port.
+
+        Raises:
+            UnavailableError: the port is in use or the address is not this machine's.
+        """
+        address = f"{self._settings.host}:{self._settings.port}"
+        await self.set_ready(False)
+        try:
+            credentials = _credentials(self._settings)
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise UnavailableError(
+                f"cannot listen on {address}: the port is in use or the address is not this machine's. "
+                f"Stop what holds it, or set ENGINEHOUSE_PORT to another port. [{error}]"
+            ) from error
+        await self._server.start()
+        if self._open and not self._settings.is_loopback:
+            _log.warning("every caller is allowed on an address that others can reach", address=address)
+        _log.info("listening", address=f"{self._settings.host}:{self.port}", tls=credentials is not None)
+        return self.port
+
+    async def set_ready(self, ready: bool, *services: str) -> None:
+        """Set the health of the named services (of the whole server and all its services when none is named)."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in services or ("", *(s.name for s in self._services)):
+            await self.health.set(name, status)
+
+    async def stop(self) -> None:
+        """Tell probes that we leave, refuse new calls, let those in flight finish (for the drain time at most)."""
+        await self.health.enter_graceful_shutdown()
+        await self._server.stop(self._settings.drain_seconds)
+
+    async def wait_for_termination(self) -> None:
+        await self._server.wait_for_termination()
+
+
+async def run_until_signalled(
+    server: RpcServer,
+    *,
+    start: Callable[[], Awaitable[None]],
+    drain: Callable[[], Awaitable[None]],
+    announce: Callable[[int], None] | None = None,
+) -> None:
+    """Run a service until SIGTERM or SIGINT: bind, `start()` its parts, be ready; then not ready, `drain()` its parts.
+
+    Args:
+        start: brings up what the service needs; the server already answers, NOT_SERVING.
+        drain: releases it after the last call.
+        announce: told the port once the service is ready.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    port = await server.start()
+    try:
+        await start()
+        await server.set_ready(True)
+        _log.info("ready", port=port)
+        if announce is not None:
+            announce(port)
+        await stopping.wait()
+        _log.info("draining")
+    finally:
+        await server.stop()
+        await drain()
+        _log.info("stopped")
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int | str]]:
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(settings.drain_seconds * 1000)),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
+    ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+    return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)

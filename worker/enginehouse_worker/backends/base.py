@@ -1,0 +1,150 @@
+"""What a backend is: a builder that makes engines and a runtime that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an engine.
+
+    `dtype` is the Open Inference Protocol's name (FP32, UINT8, BYTES, ...); `shape` has -1 where a dimension is dynamic.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
+        return cls(name=str(value["name"]), dtype=str(value["dtype"]), shape=tuple(int(d) for d in value["shape"]))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a model or an engine; `batched` when dimension 0 of each is the batch."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": [t.to_json() for t in self.inputs],
+            "outputs": [t.to_json() for t in self.outputs],
+            "batched": self.batched,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Signature:
+        return cls(
+            inputs=tuple(TensorSpec.from_json(t) for t in value["inputs"]),
+            outputs=tuple(TensorSpec.from_json(t) for t in value["outputs"]),
+            batched=bool(value["batched"]),
+        )
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """The batch sizes an engine is built for (an optimization profile along dimension 0)."""
+
+    min: int
+    opt: int
+    max: int
+
+
+class Instance(Protocol):
+    """One execution context. Not thread-safe: one thread uses it at a time."""
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Compute the named outputs (all when empty). Arrays are host memory; BYTES are object arrays of bytes."""
+
+    def close(self) -> None: ...
+
+
+class LoadedEngine(Protocol):
+    """An engine in memory, from which instances are made."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def new_instance(self) -> Instance: ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """A builder and a runtime. Importing the module that holds it must not import the framework."""
+
+    name: str
+
+    def version(self) -> str:
+        """The framework's exact version, e.g. "1.23.2"."""
+
+    def build(
+        self, model: Path, output: Path, *, precision: str, profile: BatchProfile, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Build an engine from a stage's output directory into `output`; returns what `engine.json` says.
+
+        Raises:
+            WorkerError: INVALID_ARGUMENT or FAILED_PRECONDITION naming what this backend cannot do.
+        """
+
+    def load(self, engine: Path, *, device: str, options: Mapping[str, Any]) -> LoadedEngine:
+        """Load an engine directory (`engine.json` and payload)."""
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy dtype for an Open Inference Protocol dtype; BF16 as raw uint16, BYTES as object.
+
+    Raises:
+        ValueError: the name is none of the protocol's.
+    """
+    try:
+        return np.dtype(_NUMPY[name])
+    except KeyError:
+        raise ValueError(f"unknown dtype {name!r}: expected one of {', '.join(sorted(_NUMPY))}") from None
+
+
+def protocol_dtype(dtype: np.dtype[Any]) -> str:
+    """The Open Inference Protocol's name of a NumPy dtype.
+
+    Raises:
+        ValueError: the protocol has no such dtype.
+    """
+    if dtype.kind in "OSU":
+        return "BYTES"
+    for name, known in _NUMPY.items():
+        if name not in ("BF16", "BYTES") and np.dtype(known) == dtype:
+            return name
+    raise ValueError(f"the Open Inference Protocol has no dtype for NumPy's {dtype}")
+
+
+_NUMPY: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BF16": np.uint16,
+    "BYTES": np.object_,
+}
