@@ -67,7 +67,7 @@ class WorkerEnvironments:
         except KeyError:
             raise FailedPreconditionError(
                 f"the worker environment {name!r} is not installed: expected an interpreter at "
-                f"{self.directory / name / 'bin' / 'python'} (installed: {', '.join(sorted(self.installed)) or 'none'}). "
+                f"{self.directory / name / 'bin' / 'python'} (installed: {', '.join(sorted(self.installed)) or '-'}). "
                 f"In a checkout, `make workers/{name}` installs it; ENGINEHOUSE_WORKERS can name another one",
                 details={"environment": name},
             ) from None

@@ -1,0 +1,97 @@
+# Two commands do everything on a fresh machine with Python 3.10 to 3.12: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation
+SERVICES := services/optimizer services/inference services/telemetry
+WORKERS := onnxruntime tensorflow
+SOURCES := enginehouse services worker tests benchmarks protos
+
+.PHONY: help demo install install-dev test test-all test-unit test-integration test-worker lint format protos protos-check clean
+.PHONY: $(addprefix workers/,$(WORKERS))
+
+help:
+	@echo "make demo       install and run the whole job on this machine: train, optimize, serve, benchmark, report"
+	@echo "make test       install and run lint, unit, integration and worker tests"
+	@echo "make test-all   the same and the slow tests"
+	@echo "make install    install into $(VENV), with a worker environment for each backend"
+	@echo "make lint       ruff, mypy, generated code, proto compatibility"
+	@echo "make protos     generate the Python of protos/"
+
+demo: install
+	$(BIN)/enginehouse demo
+
+install:
+	@$(MAKE) --no-print-directory -j3 $(VENV)/.main $(addprefix workers/,$(WORKERS))
+
+workers/%: $(VENV)/workers/%/.installed ;
+$(addprefix workers/,$(WORKERS)): workers/%: $(VENV)/workers/%/.installed
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 13) else \
+	    "Enginehouse needs Python 3.10, 3.11 or 3.12; %s is %d.%d. Try: make PYTHON=python3.11 ..." % (sys.executable, *v))'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.main: $(VENV)/.python pyproject.toml constraints/main.txt $(addsuffix /pyproject.toml,$(SERVICES))
+	@echo "installing the services, SDK and CLI into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/main.txt setuptools wheel
+	@$(BIN)/python $(PIP_INSTALL) -c constraints/main.txt -e '.[all,demo]' $(addprefix -e ./,$(SERVICES))
+	@touch $@
+
+$(VENV)/workers/%/.installed: $(VENV)/.python worker/pyproject.toml constraints/%.txt
+	@echo "installing the worker environment $*"
+	@test -x $(VENV)/workers/$*/bin/python || $(PYTHON) -m venv $(VENV)/workers/$*
+	@$(VENV)/workers/$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$*.txt setuptools
+	@$(VENV)/workers/$*/bin/python $(PIP_INSTALL) -c constraints/$*.txt -e './worker[$*]'
+	@touch $@
+
+install-dev: install
+	@$(MAKE) --no-print-directory -j3 $(VENV)/.dev $(addprefix $(VENV)/workers/,$(addsuffix /.dev,$(WORKERS)))
+
+$(VENV)/.dev: $(VENV)/.main
+	@$(BIN)/python $(PIP_INSTALL) -c constraints/main.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/workers/%/.dev: $(VENV)/workers/%/.installed
+	@$(VENV)/workers/$*/bin/python $(PIP_INSTALL) -c constraints/$*.txt -e './worker[test]'
+	@touch $@
+
+test: lint test-unit test-worker test-integration
+
+test-all: lint
+	$(BIN)/python -m pytest tests/unit tests/integration -n 2 --dist loadfile
+	$(VENV)/workers/onnxruntime/bin/python -m pytest -c worker/pyproject.toml tests/worker --ignore-glob='*test_tensorflow_*'
+	$(VENV)/workers/tensorflow/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorflow_*.py
+
+test-unit: install-dev
+	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -m 'not slow'
+
+test-integration: install-dev
+	$(BIN)/python -m pytest tests/integration -n 2 --dist loadfile -m 'not slow'
+
+test-worker: install-dev
+	$(VENV)/workers/onnxruntime/bin/python -m pytest -c worker/pyproject.toml tests/worker -m 'not slow' --ignore-glob='*test_tensorflow_*'
+	$(VENV)/workers/tensorflow/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorflow_*.py -m 'not slow'
+
+lint: install-dev protos-check
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: install-dev
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+protos: install-dev
+	$(BIN)/python protos/generate.py
+
+protos-check: install-dev
+	$(BIN)/python protos/generate.py --check
+	@$(BIN)/python protos/generate.py --image $(VENV)/protos.binpb
+	$(BIN)/buf lint $(VENV)/protos.binpb --config buf.yaml
+	$(BIN)/buf breaking $(VENV)/protos.binpb --against protos/baseline.binpb --config buf.yaml
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .enginehouse
