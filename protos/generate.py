@@ -33,8 +33,8 @@ def protoc(options: list[str], protos: Path = PROTOS) -> None:
 
 
 def image(out: Path, protos: Path = PROTOS) -> None:
-    """Write the descriptor set of `protos` with its imports and comments."""
-    protoc(["--include_imports", "--include_source_info", f"--descriptor_set_out={out}"], protos)
+    """Write the descriptor set of `protos` with its imports."""
+    protoc(["--include_imports", f"--descriptor_set_out={out}"], protos)
 
 
 def generate(out: Path) -> None:
