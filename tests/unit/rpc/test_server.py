@@ -204,8 +204,8 @@ def openssl(*arguments: str, cwd: Path) -> None:
 def pki(tmp_path: Path) -> Path:
     """A CA, and a server and a client certificate that it signed."""
     openssl(
-        "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key", "-out", "ca.pem",
-        "-subj", "/CN=ca", "-days", "2", cwd=tmp_path,
+        "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key",
+        "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2", cwd=tmp_path,
     )  # fmt: skip
     for name in ("server", "client"):
         openssl(
