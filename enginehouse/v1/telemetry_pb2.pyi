@@ -63,6 +63,15 @@ class GpuDevice(_message.Message):
     POWER_LIMIT_DEFAULT_WATTS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_MESSAGE_FIELD_NUMBER: _builtins.int
+    POWER_LIMIT_MIN_WATTS_FIELD_NUMBER: _builtins.int
+    POWER_LIMIT_MAX_WATTS_FIELD_NUMBER: _builtins.int
+    CLOCK_GRAPHICS_MAX_MHZ_FIELD_NUMBER: _builtins.int
+    CLOCK_SM_MAX_MHZ_FIELD_NUMBER: _builtins.int
+    CLOCK_MEMORY_MAX_MHZ_FIELD_NUMBER: _builtins.int
+    ECC_ENABLED_FIELD_NUMBER: _builtins.int
+    MIG_ENABLED_FIELD_NUMBER: _builtins.int
+    PERSISTENCE_ENABLED_FIELD_NUMBER: _builtins.int
+    COMPUTE_MODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/nodes/{node}/devices/{uuid}"""
     index: _builtins.int
@@ -81,6 +90,16 @@ class GpuDevice(_message.Message):
     state: Global___DeviceState.ValueType
     state_message: _builtins.str
     """Why the device is lost or what could not be read."""
+    power_limit_min_watts: _builtins.float
+    power_limit_max_watts: _builtins.float
+    clock_graphics_max_mhz: _builtins.int
+    clock_sm_max_mhz: _builtins.int
+    clock_memory_max_mhz: _builtins.int
+    ecc_enabled: _builtins.bool
+    mig_enabled: _builtins.bool
+    persistence_enabled: _builtins.bool
+    compute_mode: _builtins.str
+    """"Default", "Exclusive_Thread", "Prohibited" or "Exclusive_Process"."""
     def __init__(
         self,
         *,
@@ -100,39 +119,78 @@ class GpuDevice(_message.Message):
         power_limit_default_watts: _builtins.float | None = ...,
         state: Global___DeviceState.ValueType = ...,
         state_message: _builtins.str = ...,
+        power_limit_min_watts: _builtins.float | None = ...,
+        power_limit_max_watts: _builtins.float | None = ...,
+        clock_graphics_max_mhz: _builtins.int | None = ...,
+        clock_sm_max_mhz: _builtins.int | None = ...,
+        clock_memory_max_mhz: _builtins.int | None = ...,
+        ecc_enabled: _builtins.bool | None = ...,
+        mig_enabled: _builtins.bool | None = ...,
+        persistence_enabled: _builtins.bool | None = ...,
+        compute_mode: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_compute_capability", b"_compute_capability", "_cuda_driver_version", b"_cuda_driver_version", "_driver_version", b"_driver_version", "_memory_total_bytes", b"_memory_total_bytes", "_pci_bus_id", b"_pci_bus_id", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_width_max", b"_pcie_width_max", "_power_limit_default_watts", b"_power_limit_default_watts", "_serial", b"_serial", "_vbios_version", b"_vbios_version", "compute_capability", b"compute_capability", "cuda_driver_version", b"cuda_driver_version", "driver_version", b"driver_version", "memory_total_bytes", b"memory_total_bytes", "pci_bus_id", b"pci_bus_id", "pcie_generation_max", b"pcie_generation_max", "pcie_width_max", b"pcie_width_max", "power_limit_default_watts", b"power_limit_default_watts", "serial", b"serial", "vbios_version", b"vbios_version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_graphics_max_mhz", b"_clock_graphics_max_mhz", "_clock_memory_max_mhz", b"_clock_memory_max_mhz", "_clock_sm_max_mhz", b"_clock_sm_max_mhz", "_compute_capability", b"_compute_capability", "_compute_mode", b"_compute_mode", "_cuda_driver_version", b"_cuda_driver_version", "_driver_version", b"_driver_version", "_ecc_enabled", b"_ecc_enabled", "_memory_total_bytes", b"_memory_total_bytes", "_mig_enabled", b"_mig_enabled", "_pci_bus_id", b"_pci_bus_id", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_width_max", b"_pcie_width_max", "_persistence_enabled", b"_persistence_enabled", "_power_limit_default_watts", b"_power_limit_default_watts", "_power_limit_max_watts", b"_power_limit_max_watts", "_power_limit_min_watts", b"_power_limit_min_watts", "_serial", b"_serial", "_vbios_version", b"_vbios_version", "clock_graphics_max_mhz", b"clock_graphics_max_mhz", "clock_memory_max_mhz", b"clock_memory_max_mhz", "clock_sm_max_mhz", b"clock_sm_max_mhz", "compute_capability", b"compute_capability", "compute_mode", b"compute_mode", "cuda_driver_version", b"cuda_driver_version", "driver_version", b"driver_version", "ecc_enabled", b"ecc_enabled", "memory_total_bytes", b"memory_total_bytes", "mig_enabled", b"mig_enabled", "pci_bus_id", b"pci_bus_id", "pcie_generation_max", b"pcie_generation_max", "pcie_width_max", b"pcie_width_max", "persistence_enabled", b"persistence_enabled", "power_limit_default_watts", b"power_limit_default_watts", "power_limit_max_watts", b"power_limit_max_watts", "power_limit_min_watts", b"power_limit_min_watts", "serial", b"serial", "vbios_version", b"vbios_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compute_capability", b"_compute_capability", "_cuda_driver_version", b"_cuda_driver_version", "_driver_version", b"_driver_version", "_memory_total_bytes", b"_memory_total_bytes", "_pci_bus_id", b"_pci_bus_id", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_width_max", b"_pcie_width_max", "_power_limit_default_watts", b"_power_limit_default_watts", "_serial", b"_serial", "_vbios_version", b"_vbios_version", "compute_capability", b"compute_capability", "cuda_driver_version", b"cuda_driver_version", "driver_version", b"driver_version", "index", b"index", "memory_total_bytes", b"memory_total_bytes", "name", b"name", "pci_bus_id", b"pci_bus_id", "pcie_generation_max", b"pcie_generation_max", "pcie_width_max", b"pcie_width_max", "power_limit_default_watts", b"power_limit_default_watts", "product", b"product", "serial", b"serial", "state", b"state", "state_message", b"state_message", "uuid", b"uuid", "vbios_version", b"vbios_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_graphics_max_mhz", b"_clock_graphics_max_mhz", "_clock_memory_max_mhz", b"_clock_memory_max_mhz", "_clock_sm_max_mhz", b"_clock_sm_max_mhz", "_compute_capability", b"_compute_capability", "_compute_mode", b"_compute_mode", "_cuda_driver_version", b"_cuda_driver_version", "_driver_version", b"_driver_version", "_ecc_enabled", b"_ecc_enabled", "_memory_total_bytes", b"_memory_total_bytes", "_mig_enabled", b"_mig_enabled", "_pci_bus_id", b"_pci_bus_id", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_width_max", b"_pcie_width_max", "_persistence_enabled", b"_persistence_enabled", "_power_limit_default_watts", b"_power_limit_default_watts", "_power_limit_max_watts", b"_power_limit_max_watts", "_power_limit_min_watts", b"_power_limit_min_watts", "_serial", b"_serial", "_vbios_version", b"_vbios_version", "clock_graphics_max_mhz", b"clock_graphics_max_mhz", "clock_memory_max_mhz", b"clock_memory_max_mhz", "clock_sm_max_mhz", b"clock_sm_max_mhz", "compute_capability", b"compute_capability", "compute_mode", b"compute_mode", "cuda_driver_version", b"cuda_driver_version", "driver_version", b"driver_version", "ecc_enabled", b"ecc_enabled", "index", b"index", "memory_total_bytes", b"memory_total_bytes", "mig_enabled", b"mig_enabled", "name", b"name", "pci_bus_id", b"pci_bus_id", "pcie_generation_max", b"pcie_generation_max", "pcie_width_max", b"pcie_width_max", "persistence_enabled", b"persistence_enabled", "power_limit_default_watts", b"power_limit_default_watts", "power_limit_max_watts", b"power_limit_max_watts", "power_limit_min_watts", b"power_limit_min_watts", "product", b"product", "serial", b"serial", "state", b"state", "state_message", b"state_message", "uuid", b"uuid", "vbios_version", b"vbios_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clock_graphics_max_mhz: _TypeAlias = _typing.Literal["clock_graphics_max_mhz"]  # noqa: Y015
+    _WhichOneofArgType__clock_graphics_max_mhz: _TypeAlias = _typing.Literal["_clock_graphics_max_mhz", b"_clock_graphics_max_mhz"]  # noqa: Y015
+    _WhichOneofReturnType__clock_memory_max_mhz: _TypeAlias = _typing.Literal["clock_memory_max_mhz"]  # noqa: Y015
+    _WhichOneofArgType__clock_memory_max_mhz: _TypeAlias = _typing.Literal["_clock_memory_max_mhz", b"_clock_memory_max_mhz"]  # noqa: Y015
+    _WhichOneofReturnType__clock_sm_max_mhz: _TypeAlias = _typing.Literal["clock_sm_max_mhz"]  # noqa: Y015
+    _WhichOneofArgType__clock_sm_max_mhz: _TypeAlias = _typing.Literal["_clock_sm_max_mhz", b"_clock_sm_max_mhz"]  # noqa: Y015
     _WhichOneofReturnType__compute_capability: _TypeAlias = _typing.Literal["compute_capability"]  # noqa: Y015
     _WhichOneofArgType__compute_capability: _TypeAlias = _typing.Literal["_compute_capability", b"_compute_capability"]  # noqa: Y015
+    _WhichOneofReturnType__compute_mode: _TypeAlias = _typing.Literal["compute_mode"]  # noqa: Y015
+    _WhichOneofArgType__compute_mode: _TypeAlias = _typing.Literal["_compute_mode", b"_compute_mode"]  # noqa: Y015
     _WhichOneofReturnType__cuda_driver_version: _TypeAlias = _typing.Literal["cuda_driver_version"]  # noqa: Y015
     _WhichOneofArgType__cuda_driver_version: _TypeAlias = _typing.Literal["_cuda_driver_version", b"_cuda_driver_version"]  # noqa: Y015
     _WhichOneofReturnType__driver_version: _TypeAlias = _typing.Literal["driver_version"]  # noqa: Y015
     _WhichOneofArgType__driver_version: _TypeAlias = _typing.Literal["_driver_version", b"_driver_version"]  # noqa: Y015
+    _WhichOneofReturnType__ecc_enabled: _TypeAlias = _typing.Literal["ecc_enabled"]  # noqa: Y015
+    _WhichOneofArgType__ecc_enabled: _TypeAlias = _typing.Literal["_ecc_enabled", b"_ecc_enabled"]  # noqa: Y015
     _WhichOneofReturnType__memory_total_bytes: _TypeAlias = _typing.Literal["memory_total_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_total_bytes: _TypeAlias = _typing.Literal["_memory_total_bytes", b"_memory_total_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__mig_enabled: _TypeAlias = _typing.Literal["mig_enabled"]  # noqa: Y015
+    _WhichOneofArgType__mig_enabled: _TypeAlias = _typing.Literal["_mig_enabled", b"_mig_enabled"]  # noqa: Y015
     _WhichOneofReturnType__pci_bus_id: _TypeAlias = _typing.Literal["pci_bus_id"]  # noqa: Y015
     _WhichOneofArgType__pci_bus_id: _TypeAlias = _typing.Literal["_pci_bus_id", b"_pci_bus_id"]  # noqa: Y015
     _WhichOneofReturnType__pcie_generation_max: _TypeAlias = _typing.Literal["pcie_generation_max"]  # noqa: Y015
     _WhichOneofArgType__pcie_generation_max: _TypeAlias = _typing.Literal["_pcie_generation_max", b"_pcie_generation_max"]  # noqa: Y015
     _WhichOneofReturnType__pcie_width_max: _TypeAlias = _typing.Literal["pcie_width_max"]  # noqa: Y015
     _WhichOneofArgType__pcie_width_max: _TypeAlias = _typing.Literal["_pcie_width_max", b"_pcie_width_max"]  # noqa: Y015
+    _WhichOneofReturnType__persistence_enabled: _TypeAlias = _typing.Literal["persistence_enabled"]  # noqa: Y015
+    _WhichOneofArgType__persistence_enabled: _TypeAlias = _typing.Literal["_persistence_enabled", b"_persistence_enabled"]  # noqa: Y015
     _WhichOneofReturnType__power_limit_default_watts: _TypeAlias = _typing.Literal["power_limit_default_watts"]  # noqa: Y015
     _WhichOneofArgType__power_limit_default_watts: _TypeAlias = _typing.Literal["_power_limit_default_watts", b"_power_limit_default_watts"]  # noqa: Y015
+    _WhichOneofReturnType__power_limit_max_watts: _TypeAlias = _typing.Literal["power_limit_max_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_limit_max_watts: _TypeAlias = _typing.Literal["_power_limit_max_watts", b"_power_limit_max_watts"]  # noqa: Y015
+    _WhichOneofReturnType__power_limit_min_watts: _TypeAlias = _typing.Literal["power_limit_min_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_limit_min_watts: _TypeAlias = _typing.Literal["_power_limit_min_watts", b"_power_limit_min_watts"]  # noqa: Y015
     _WhichOneofReturnType__serial: _TypeAlias = _typing.Literal["serial"]  # noqa: Y015
     _WhichOneofArgType__serial: _TypeAlias = _typing.Literal["_serial", b"_serial"]  # noqa: Y015
     _WhichOneofReturnType__vbios_version: _TypeAlias = _typing.Literal["vbios_version"]  # noqa: Y015
     _WhichOneofArgType__vbios_version: _TypeAlias = _typing.Literal["_vbios_version", b"_vbios_version"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_graphics_max_mhz) -> _WhichOneofReturnType__clock_graphics_max_mhz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_memory_max_mhz) -> _WhichOneofReturnType__clock_memory_max_mhz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_sm_max_mhz) -> _WhichOneofReturnType__clock_sm_max_mhz | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__compute_capability) -> _WhichOneofReturnType__compute_capability | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compute_mode) -> _WhichOneofReturnType__compute_mode | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cuda_driver_version) -> _WhichOneofReturnType__cuda_driver_version | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__driver_version) -> _WhichOneofReturnType__driver_version | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ecc_enabled) -> _WhichOneofReturnType__ecc_enabled | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_total_bytes) -> _WhichOneofReturnType__memory_total_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mig_enabled) -> _WhichOneofReturnType__mig_enabled | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pci_bus_id) -> _WhichOneofReturnType__pci_bus_id | None: ...
     @_typing.overload
@@ -140,7 +198,13 @@ class GpuDevice(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_width_max) -> _WhichOneofReturnType__pcie_width_max | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__persistence_enabled) -> _WhichOneofReturnType__persistence_enabled | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__power_limit_default_watts) -> _WhichOneofReturnType__power_limit_default_watts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_limit_max_watts) -> _WhichOneofReturnType__power_limit_max_watts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_limit_min_watts) -> _WhichOneofReturnType__power_limit_min_watts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__serial) -> _WhichOneofReturnType__serial | None: ...
     @_typing.overload
@@ -223,6 +287,11 @@ class GpuSample(_message.Message):
     ECC_UNCORRECTED_AGGREGATE_FIELD_NUMBER: _builtins.int
     FAN_SPEED_PERCENT_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
+    POWER_DRAW_INSTANT_WATTS_FIELD_NUMBER: _builtins.int
+    POWER_DRAW_AVERAGE_WATTS_FIELD_NUMBER: _builtins.int
+    POWER_LIMIT_ENFORCED_WATTS_FIELD_NUMBER: _builtins.int
+    MEMORY_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    PCIE_REPLAYS_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     index: _builtins.int
     state: Global___DeviceState.ValueType
@@ -260,6 +329,14 @@ class GpuSample(_message.Message):
     ecc_corrected_aggregate: _builtins.int
     ecc_uncorrected_aggregate: _builtins.int
     fan_speed_percent: _builtins.float
+    power_draw_instant_watts: _builtins.float
+    """At this moment, and over the last second; power_draw_watts is whichever of the two the driver calls "power draw"."""
+    power_draw_average_watts: _builtins.float
+    power_limit_enforced_watts: _builtins.float
+    """What the limit comes to once thermal and board limits are counted in."""
+    memory_reserved_bytes: _builtins.int
+    """Held by the driver; in neither memory_used_bytes nor memory_free_bytes, as in nvidia-smi."""
+    pcie_replays: _builtins.int
     @_builtins.property
     def throttle_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -302,10 +379,15 @@ class GpuSample(_message.Message):
         ecc_uncorrected_aggregate: _builtins.int | None = ...,
         fan_speed_percent: _builtins.float | None = ...,
         processes: _abc.Iterable[Global___GpuProcess] | None = ...,
+        power_draw_instant_watts: _builtins.float | None = ...,
+        power_draw_average_watts: _builtins.float | None = ...,
+        power_limit_enforced_watts: _builtins.float | None = ...,
+        memory_reserved_bytes: _builtins.int | None = ...,
+        pcie_replays: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_graphics_mhz", b"_clock_graphics_mhz", "_clock_memory_mhz", b"_clock_memory_mhz", "_clock_sm_mhz", b"_clock_sm_mhz", "_clock_video_mhz", b"_clock_video_mhz", "_ecc_corrected_aggregate", b"_ecc_corrected_aggregate", "_ecc_corrected_volatile", b"_ecc_corrected_volatile", "_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate", "_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile", "_energy_millijoules", b"_energy_millijoules", "_fan_speed_percent", b"_fan_speed_percent", "_memory_free_bytes", b"_memory_free_bytes", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_pcie_generation_current", b"_pcie_generation_current", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_rx_bytes_per_second", b"_pcie_rx_bytes_per_second", "_pcie_tx_bytes_per_second", b"_pcie_tx_bytes_per_second", "_pcie_width_current", b"_pcie_width_current", "_pcie_width_max", b"_pcie_width_max", "_power_draw_watts", b"_power_draw_watts", "_power_limit_watts", b"_power_limit_watts", "_pstate", b"_pstate", "_temperature_gpu_celsius", b"_temperature_gpu_celsius", "_temperature_memory_celsius", b"_temperature_memory_celsius", "_throttle_reasons_mask", b"_throttle_reasons_mask", "_utilization_decoder_percent", b"_utilization_decoder_percent", "_utilization_encoder_percent", b"_utilization_encoder_percent", "_utilization_gpu_percent", b"_utilization_gpu_percent", "_utilization_memory_percent", b"_utilization_memory_percent", "clock_graphics_mhz", b"clock_graphics_mhz", "clock_memory_mhz", b"clock_memory_mhz", "clock_sm_mhz", b"clock_sm_mhz", "clock_video_mhz", b"clock_video_mhz", "ecc_corrected_aggregate", b"ecc_corrected_aggregate", "ecc_corrected_volatile", b"ecc_corrected_volatile", "ecc_uncorrected_aggregate", b"ecc_uncorrected_aggregate", "ecc_uncorrected_volatile", b"ecc_uncorrected_volatile", "energy_millijoules", b"energy_millijoules", "fan_speed_percent", b"fan_speed_percent", "memory_free_bytes", b"memory_free_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "pcie_generation_current", b"pcie_generation_current", "pcie_generation_max", b"pcie_generation_max", "pcie_rx_bytes_per_second", b"pcie_rx_bytes_per_second", "pcie_tx_bytes_per_second", b"pcie_tx_bytes_per_second", "pcie_width_current", b"pcie_width_current", "pcie_width_max", b"pcie_width_max", "power_draw_watts", b"power_draw_watts", "power_limit_watts", b"power_limit_watts", "pstate", b"pstate", "temperature_gpu_celsius", b"temperature_gpu_celsius", "temperature_memory_celsius", b"temperature_memory_celsius", "throttle_reasons_mask", b"throttle_reasons_mask", "utilization_decoder_percent", b"utilization_decoder_percent", "utilization_encoder_percent", b"utilization_encoder_percent", "utilization_gpu_percent", b"utilization_gpu_percent", "utilization_memory_percent", b"utilization_memory_percent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_graphics_mhz", b"_clock_graphics_mhz", "_clock_memory_mhz", b"_clock_memory_mhz", "_clock_sm_mhz", b"_clock_sm_mhz", "_clock_video_mhz", b"_clock_video_mhz", "_ecc_corrected_aggregate", b"_ecc_corrected_aggregate", "_ecc_corrected_volatile", b"_ecc_corrected_volatile", "_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate", "_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile", "_energy_millijoules", b"_energy_millijoules", "_fan_speed_percent", b"_fan_speed_percent", "_memory_free_bytes", b"_memory_free_bytes", "_memory_reserved_bytes", b"_memory_reserved_bytes", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_pcie_generation_current", b"_pcie_generation_current", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_replays", b"_pcie_replays", "_pcie_rx_bytes_per_second", b"_pcie_rx_bytes_per_second", "_pcie_tx_bytes_per_second", b"_pcie_tx_bytes_per_second", "_pcie_width_current", b"_pcie_width_current", "_pcie_width_max", b"_pcie_width_max", "_power_draw_average_watts", b"_power_draw_average_watts", "_power_draw_instant_watts", b"_power_draw_instant_watts", "_power_draw_watts", b"_power_draw_watts", "_power_limit_enforced_watts", b"_power_limit_enforced_watts", "_power_limit_watts", b"_power_limit_watts", "_pstate", b"_pstate", "_temperature_gpu_celsius", b"_temperature_gpu_celsius", "_temperature_memory_celsius", b"_temperature_memory_celsius", "_throttle_reasons_mask", b"_throttle_reasons_mask", "_utilization_decoder_percent", b"_utilization_decoder_percent", "_utilization_encoder_percent", b"_utilization_encoder_percent", "_utilization_gpu_percent", b"_utilization_gpu_percent", "_utilization_memory_percent", b"_utilization_memory_percent", "clock_graphics_mhz", b"clock_graphics_mhz", "clock_memory_mhz", b"clock_memory_mhz", "clock_sm_mhz", b"clock_sm_mhz", "clock_video_mhz", b"clock_video_mhz", "ecc_corrected_aggregate", b"ecc_corrected_aggregate", "ecc_corrected_volatile", b"ecc_corrected_volatile", "ecc_uncorrected_aggregate", b"ecc_uncorrected_aggregate", "ecc_uncorrected_volatile", b"ecc_uncorrected_volatile", "energy_millijoules", b"energy_millijoules", "fan_speed_percent", b"fan_speed_percent", "memory_free_bytes", b"memory_free_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "pcie_generation_current", b"pcie_generation_current", "pcie_generation_max", b"pcie_generation_max", "pcie_replays", b"pcie_replays", "pcie_rx_bytes_per_second", b"pcie_rx_bytes_per_second", "pcie_tx_bytes_per_second", b"pcie_tx_bytes_per_second", "pcie_width_current", b"pcie_width_current", "pcie_width_max", b"pcie_width_max", "power_draw_average_watts", b"power_draw_average_watts", "power_draw_instant_watts", b"power_draw_instant_watts", "power_draw_watts", b"power_draw_watts", "power_limit_enforced_watts", b"power_limit_enforced_watts", "power_limit_watts", b"power_limit_watts", "pstate", b"pstate", "temperature_gpu_celsius", b"temperature_gpu_celsius", "temperature_memory_celsius", b"temperature_memory_celsius", "throttle_reasons_mask", b"throttle_reasons_mask", "utilization_decoder_percent", b"utilization_decoder_percent", "utilization_encoder_percent", b"utilization_encoder_percent", "utilization_gpu_percent", b"utilization_gpu_percent", "utilization_memory_percent", b"utilization_memory_percent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_graphics_mhz", b"_clock_graphics_mhz", "_clock_memory_mhz", b"_clock_memory_mhz", "_clock_sm_mhz", b"_clock_sm_mhz", "_clock_video_mhz", b"_clock_video_mhz", "_ecc_corrected_aggregate", b"_ecc_corrected_aggregate", "_ecc_corrected_volatile", b"_ecc_corrected_volatile", "_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate", "_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile", "_energy_millijoules", b"_energy_millijoules", "_fan_speed_percent", b"_fan_speed_percent", "_memory_free_bytes", b"_memory_free_bytes", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_pcie_generation_current", b"_pcie_generation_current", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_rx_bytes_per_second", b"_pcie_rx_bytes_per_second", "_pcie_tx_bytes_per_second", b"_pcie_tx_bytes_per_second", "_pcie_width_current", b"_pcie_width_current", "_pcie_width_max", b"_pcie_width_max", "_power_draw_watts", b"_power_draw_watts", "_power_limit_watts", b"_power_limit_watts", "_pstate", b"_pstate", "_temperature_gpu_celsius", b"_temperature_gpu_celsius", "_temperature_memory_celsius", b"_temperature_memory_celsius", "_throttle_reasons_mask", b"_throttle_reasons_mask", "_utilization_decoder_percent", b"_utilization_decoder_percent", "_utilization_encoder_percent", b"_utilization_encoder_percent", "_utilization_gpu_percent", b"_utilization_gpu_percent", "_utilization_memory_percent", b"_utilization_memory_percent", "clock_graphics_mhz", b"clock_graphics_mhz", "clock_memory_mhz", b"clock_memory_mhz", "clock_sm_mhz", b"clock_sm_mhz", "clock_video_mhz", b"clock_video_mhz", "ecc_corrected_aggregate", b"ecc_corrected_aggregate", "ecc_corrected_volatile", b"ecc_corrected_volatile", "ecc_uncorrected_aggregate", b"ecc_uncorrected_aggregate", "ecc_uncorrected_volatile", b"ecc_uncorrected_volatile", "energy_millijoules", b"energy_millijoules", "fan_speed_percent", b"fan_speed_percent", "index", b"index", "memory_free_bytes", b"memory_free_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "pcie_generation_current", b"pcie_generation_current", "pcie_generation_max", b"pcie_generation_max", "pcie_rx_bytes_per_second", b"pcie_rx_bytes_per_second", "pcie_tx_bytes_per_second", b"pcie_tx_bytes_per_second", "pcie_width_current", b"pcie_width_current", "pcie_width_max", b"pcie_width_max", "power_draw_watts", b"power_draw_watts", "power_limit_watts", b"power_limit_watts", "processes", b"processes", "pstate", b"pstate", "state", b"state", "state_message", b"state_message", "temperature_gpu_celsius", b"temperature_gpu_celsius", "temperature_memory_celsius", b"temperature_memory_celsius", "throttle_reasons", b"throttle_reasons", "throttle_reasons_mask", b"throttle_reasons_mask", "utilization_decoder_percent", b"utilization_decoder_percent", "utilization_encoder_percent", b"utilization_encoder_percent", "utilization_gpu_percent", b"utilization_gpu_percent", "utilization_memory_percent", b"utilization_memory_percent", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_graphics_mhz", b"_clock_graphics_mhz", "_clock_memory_mhz", b"_clock_memory_mhz", "_clock_sm_mhz", b"_clock_sm_mhz", "_clock_video_mhz", b"_clock_video_mhz", "_ecc_corrected_aggregate", b"_ecc_corrected_aggregate", "_ecc_corrected_volatile", b"_ecc_corrected_volatile", "_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate", "_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile", "_energy_millijoules", b"_energy_millijoules", "_fan_speed_percent", b"_fan_speed_percent", "_memory_free_bytes", b"_memory_free_bytes", "_memory_reserved_bytes", b"_memory_reserved_bytes", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_pcie_generation_current", b"_pcie_generation_current", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_replays", b"_pcie_replays", "_pcie_rx_bytes_per_second", b"_pcie_rx_bytes_per_second", "_pcie_tx_bytes_per_second", b"_pcie_tx_bytes_per_second", "_pcie_width_current", b"_pcie_width_current", "_pcie_width_max", b"_pcie_width_max", "_power_draw_average_watts", b"_power_draw_average_watts", "_power_draw_instant_watts", b"_power_draw_instant_watts", "_power_draw_watts", b"_power_draw_watts", "_power_limit_enforced_watts", b"_power_limit_enforced_watts", "_power_limit_watts", b"_power_limit_watts", "_pstate", b"_pstate", "_temperature_gpu_celsius", b"_temperature_gpu_celsius", "_temperature_memory_celsius", b"_temperature_memory_celsius", "_throttle_reasons_mask", b"_throttle_reasons_mask", "_utilization_decoder_percent", b"_utilization_decoder_percent", "_utilization_encoder_percent", b"_utilization_encoder_percent", "_utilization_gpu_percent", b"_utilization_gpu_percent", "_utilization_memory_percent", b"_utilization_memory_percent", "clock_graphics_mhz", b"clock_graphics_mhz", "clock_memory_mhz", b"clock_memory_mhz", "clock_sm_mhz", b"clock_sm_mhz", "clock_video_mhz", b"clock_video_mhz", "ecc_corrected_aggregate", b"ecc_corrected_aggregate", "ecc_corrected_volatile", b"ecc_corrected_volatile", "ecc_uncorrected_aggregate", b"ecc_uncorrected_aggregate", "ecc_uncorrected_volatile", b"ecc_uncorrected_volatile", "energy_millijoules", b"energy_millijoules", "fan_speed_percent", b"fan_speed_percent", "index", b"index", "memory_free_bytes", b"memory_free_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "pcie_generation_current", b"pcie_generation_current", "pcie_generation_max", b"pcie_generation_max", "pcie_replays", b"pcie_replays", "pcie_rx_bytes_per_second", b"pcie_rx_bytes_per_second", "pcie_tx_bytes_per_second", b"pcie_tx_bytes_per_second", "pcie_width_current", b"pcie_width_current", "pcie_width_max", b"pcie_width_max", "power_draw_average_watts", b"power_draw_average_watts", "power_draw_instant_watts", b"power_draw_instant_watts", "power_draw_watts", b"power_draw_watts", "power_limit_enforced_watts", b"power_limit_enforced_watts", "power_limit_watts", b"power_limit_watts", "processes", b"processes", "pstate", b"pstate", "state", b"state", "state_message", b"state_message", "temperature_gpu_celsius", b"temperature_gpu_celsius", "temperature_memory_celsius", b"temperature_memory_celsius", "throttle_reasons", b"throttle_reasons", "throttle_reasons_mask", b"throttle_reasons_mask", "utilization_decoder_percent", b"utilization_decoder_percent", "utilization_encoder_percent", b"utilization_encoder_percent", "utilization_gpu_percent", b"utilization_gpu_percent", "utilization_memory_percent", b"utilization_memory_percent", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_graphics_mhz: _TypeAlias = _typing.Literal["clock_graphics_mhz"]  # noqa: Y015
     _WhichOneofArgType__clock_graphics_mhz: _TypeAlias = _typing.Literal["_clock_graphics_mhz", b"_clock_graphics_mhz"]  # noqa: Y015
@@ -329,6 +411,8 @@ class GpuSample(_message.Message):
     _WhichOneofArgType__fan_speed_percent: _TypeAlias = _typing.Literal["_fan_speed_percent", b"_fan_speed_percent"]  # noqa: Y015
     _WhichOneofReturnType__memory_free_bytes: _TypeAlias = _typing.Literal["memory_free_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_free_bytes: _TypeAlias = _typing.Literal["_memory_free_bytes", b"_memory_free_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_reserved_bytes: _TypeAlias = _typing.Literal["memory_reserved_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_reserved_bytes: _TypeAlias = _typing.Literal["_memory_reserved_bytes", b"_memory_reserved_bytes"]  # noqa: Y015
     _WhichOneofReturnType__memory_total_bytes: _TypeAlias = _typing.Literal["memory_total_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_total_bytes: _TypeAlias = _typing.Literal["_memory_total_bytes", b"_memory_total_bytes"]  # noqa: Y015
     _WhichOneofReturnType__memory_used_bytes: _TypeAlias = _typing.Literal["memory_used_bytes"]  # noqa: Y015
@@ -337,6 +421,8 @@ class GpuSample(_message.Message):
     _WhichOneofArgType__pcie_generation_current: _TypeAlias = _typing.Literal["_pcie_generation_current", b"_pcie_generation_current"]  # noqa: Y015
     _WhichOneofReturnType__pcie_generation_max: _TypeAlias = _typing.Literal["pcie_generation_max"]  # noqa: Y015
     _WhichOneofArgType__pcie_generation_max: _TypeAlias = _typing.Literal["_pcie_generation_max", b"_pcie_generation_max"]  # noqa: Y015
+    _WhichOneofReturnType__pcie_replays: _TypeAlias = _typing.Literal["pcie_replays"]  # noqa: Y015
+    _WhichOneofArgType__pcie_replays: _TypeAlias = _typing.Literal["_pcie_replays", b"_pcie_replays"]  # noqa: Y015
     _WhichOneofReturnType__pcie_rx_bytes_per_second: _TypeAlias = _typing.Literal["pcie_rx_bytes_per_second"]  # noqa: Y015
     _WhichOneofArgType__pcie_rx_bytes_per_second: _TypeAlias = _typing.Literal["_pcie_rx_bytes_per_second", b"_pcie_rx_bytes_per_second"]  # noqa: Y015
     _WhichOneofReturnType__pcie_tx_bytes_per_second: _TypeAlias = _typing.Literal["pcie_tx_bytes_per_second"]  # noqa: Y015
@@ -345,8 +431,14 @@ class GpuSample(_message.Message):
     _WhichOneofArgType__pcie_width_current: _TypeAlias = _typing.Literal["_pcie_width_current", b"_pcie_width_current"]  # noqa: Y015
     _WhichOneofReturnType__pcie_width_max: _TypeAlias = _typing.Literal["pcie_width_max"]  # noqa: Y015
     _WhichOneofArgType__pcie_width_max: _TypeAlias = _typing.Literal["_pcie_width_max", b"_pcie_width_max"]  # noqa: Y015
+    _WhichOneofReturnType__power_draw_average_watts: _TypeAlias = _typing.Literal["power_draw_average_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_draw_average_watts: _TypeAlias = _typing.Literal["_power_draw_average_watts", b"_power_draw_average_watts"]  # noqa: Y015
+    _WhichOneofReturnType__power_draw_instant_watts: _TypeAlias = _typing.Literal["power_draw_instant_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_draw_instant_watts: _TypeAlias = _typing.Literal["_power_draw_instant_watts", b"_power_draw_instant_watts"]  # noqa: Y015
     _WhichOneofReturnType__power_draw_watts: _TypeAlias = _typing.Literal["power_draw_watts"]  # noqa: Y015
     _WhichOneofArgType__power_draw_watts: _TypeAlias = _typing.Literal["_power_draw_watts", b"_power_draw_watts"]  # noqa: Y015
+    _WhichOneofReturnType__power_limit_enforced_watts: _TypeAlias = _typing.Literal["power_limit_enforced_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_limit_enforced_watts: _TypeAlias = _typing.Literal["_power_limit_enforced_watts", b"_power_limit_enforced_watts"]  # noqa: Y015
     _WhichOneofReturnType__power_limit_watts: _TypeAlias = _typing.Literal["power_limit_watts"]  # noqa: Y015
     _WhichOneofArgType__power_limit_watts: _TypeAlias = _typing.Literal["_power_limit_watts", b"_power_limit_watts"]  # noqa: Y015
     _WhichOneofReturnType__pstate: _TypeAlias = _typing.Literal["pstate"]  # noqa: Y015
@@ -388,6 +480,8 @@ class GpuSample(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_free_bytes) -> _WhichOneofReturnType__memory_free_bytes | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_reserved_bytes) -> _WhichOneofReturnType__memory_reserved_bytes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_total_bytes) -> _WhichOneofReturnType__memory_total_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_used_bytes) -> _WhichOneofReturnType__memory_used_bytes | None: ...
@@ -395,6 +489,8 @@ class GpuSample(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_generation_current) -> _WhichOneofReturnType__pcie_generation_current | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_generation_max) -> _WhichOneofReturnType__pcie_generation_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_replays) -> _WhichOneofReturnType__pcie_replays | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_rx_bytes_per_second) -> _WhichOneofReturnType__pcie_rx_bytes_per_second | None: ...
     @_typing.overload
@@ -404,7 +500,13 @@ class GpuSample(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_width_max) -> _WhichOneofReturnType__pcie_width_max | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_draw_average_watts) -> _WhichOneofReturnType__power_draw_average_watts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_draw_instant_watts) -> _WhichOneofReturnType__power_draw_instant_watts | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__power_draw_watts) -> _WhichOneofReturnType__power_draw_watts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_limit_enforced_watts) -> _WhichOneofReturnType__power_limit_enforced_watts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__power_limit_watts) -> _WhichOneofReturnType__power_limit_watts | None: ...
     @_typing.overload
@@ -583,7 +685,9 @@ class ListDevicesResponse(_message.Message):
     message: _builtins.str
     """Why there are no GPUs, when NVML is absent or failed."""
     @_builtins.property
-    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuDevice]: ...
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuDevice]:
+        """Those of this node, by index."""
+
     def __init__(
         self,
         *,
