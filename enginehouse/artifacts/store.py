@@ -1,0 +1,330 @@
+"""Content-addressed blobs in a local folder.
+
+    {root}/sha256/{2 digits}/{64 digits}   complete blobs, read-only
+    {root}/partial/{64 digits}             uploads that resume; `tmp-*`: files on their way in
+    {root}/quarantine/                     blobs whose bytes did not match their name
+
+Promises:
+- A name under `sha256/` appears only when its bytes are complete, checked against the digest and on disk: a blob is
+  written beside, synced, renamed, and its folder synced. A crash at any point leaves at most a file under `partial/`.
+- Any number of threads and processes may write the same digest: the last rename wins, with equal bytes.
+- `path()` verifies. Hashing each time would cost as much as reading, so a blob is hashed once in each process and again
+  only when its inode, size or modification time changed since. One that does not match goes to quarantine, and from
+  then on it is as if it had never been stored: a new upload repairs it.
+- Bytes of a partial upload are a prefix of what was sent; they are not synced until `finish()`, which hashes the whole.
+  After a power cut a partial may hold wrong bytes: `finish()` then answers DATA_LOSS and drops it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from enginehouse.artifacts.digest import digest_bytes, digest_file, digest_stream, parse_digest
+from enginehouse.artifacts.files import READ_ONLY, storage_error, sync_directory, write_all
+from enginehouse.errors import DataLossError, FailedPreconditionError, NotFoundError, OutOfRangeError
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a file looked like when its bytes were last hashed."""
+
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> _Seen:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class BlobStore:
+    """Blobs under `root`, which is made when the first blob is written. Safe to use from threads and processes.
+
+    Methods hash, copy and sync: call the ones that move bytes from a thread, not from an event loop.
+
+    Raises (from every method that takes a digest):
+        InvalidArgumentError: the digest is malformed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._blobs = root / "sha256"
+        self._partial = root / "partial"
+        self._quarantine = root / "quarantine"
+        self._seen: dict[str, _Seen] = {}
+        self._seen_lock = threading.Lock()
+
+    # Reading
+
+    def has(self, digest: str) -> bool:
+        """Whether the blob is complete. Looks at the name only: `path()` also verifies."""
+        return self._location(digest).is_file()
+
+    def size(self, digest: str) -> int:
+        """Size in bytes.
+
+        Raises:
+            NotFoundError: there is no such blob.
+        """
+        try:
+            return self._location(digest).stat().st_size
+        except FileNotFoundError:
+            raise self._missing(digest) from None
+
+    def path(self, digest: str) -> Path:
+        """The blob's file, verified; read it, never write it.
+
+        Raises:
+            NotFoundError: there is no such blob.
+            DataLossError: its bytes do not match; it has been moved to quarantine.
+        """
+        location = self._location(digest)
+        try:
+            seen = _Seen.of(location.stat())
+            with self._seen_lock:
+                if self._seen.get(digest) == seen:
+                    return location
+            actual = digest_file(location)
+        except FileNotFoundError:
+            raise self._missing(digest) from None
+        except OSError as error:
+            raise storage_error(error, f"reading {digest}") from error
+        if actual != digest:
+            self._put_away(digest, location)
+            raise DataLossError(
+                f"{digest} held other bytes (of {actual}); it is now in {self._quarantine}. Upload or build it again",
+                details={"digest": digest},
+            )
+        with self._seen_lock:
+            self._seen[digest] = seen
+        return location
+
+    def read_bytes(self, digest: str) -> bytes:
+        """All bytes of a small blob.
+
+        Raises:
+            NotFoundError, DataLossError: as `path()`.
+        """
+        return self.path(digest).read_bytes()
+
+    # Writing whole blobs
+
+    def put_bytes(self, data: bytes) -> str:
+        """Store some bytes; returns their digest.
+
+        Raises:
+            ResourceExhaustedError: the disk is full.
+        """
+        digest = digest_bytes(data)
+        if self._intact(digest):
+            return digest
+        with self._temporary("storing bytes") as beside:
+            beside.write_bytes(data)
+            self._publish(beside, digest)
+        return digest
+
+    def put_file(self, source: Path, *, move: bool = False) -> str:
+        """Store a file's bytes; returns their digest.
+
+        Args:
+            move: take the file itself, when it is on the same file system, instead of copying it. Nobody may have it
+                open for writing.
+
+        Raises:
+            ResourceExhaustedError: the disk is full.
+            InternalError: the file cannot be read.
+        """
+        with self._temporary(f"storing {source.name}") as beside:
+            if move:
+                shutil.move(source, beside)
+            else:
+                shutil.copyfile(source, beside)
+            digest = digest_file(beside)
+            if not self._intact(digest):
+                self._publish(beside, digest)
+        return digest
+
+    # Resumable uploads
+
+    def committed_bytes(self, digest: str) -> int:
+        """Bytes that an upload may skip: the whole size when the blob is complete, 0 when nothing is known of it."""
+        for location in (self._location(digest), self._upload(digest)):
+            with suppress(FileNotFoundError):
+                return location.stat().st_size
+        return 0
+
+    def append(self, digest: str, offset: int, data: bytes) -> int:
+        """Add bytes to an upload; returns the bytes committed now (of a complete blob, which stays as it is, its size).
+
+        Raises:
+            OutOfRangeError: `offset` is not what `committed_bytes` says.
+            ResourceExhaustedError: the disk is full; what was committed before stays.
+        """
+        self._partial.mkdir(parents=True, exist_ok=True)
+        with self._locked_upload(digest, create=True) as descriptor:
+            # Under the lock: another writer may have finished the blob while we waited for it.
+            if self.has(digest):
+                self._upload(digest).unlink(missing_ok=True)
+                return self.size(digest)
+            committed = os.fstat(descriptor).st_size
+            if offset != committed:
+                raise OutOfRangeError(
+                    f"offset {offset} is not where the upload of {digest} stands: expected {committed}",
+                    details={"committed_bytes": str(committed)},
+                )
+            try:
+                write_all(descriptor, data, offset)
+            except OSError as error:
+                os.ftruncate(descriptor, committed)
+                raise storage_error(error, f"uploading {digest}") from error
+            return committed + len(data)
+
+    def finish(self, digest: str, size: int) -> Path:
+        """Complete an upload of `size` bytes; returns the blob's file. Finishing a complete blob again changes nothing.
+
+        Raises:
+            FailedPreconditionError: fewer than `size` bytes are committed.
+            DataLossError: the bytes do not match the digest, or are too many; the upload is dropped.
+        """
+        if self.has(digest):
+            return self._finished(digest, size)
+        self._partial.mkdir(parents=True, exist_ok=True)
+        with self._locked_upload(digest, create=size == 0) as descriptor:
+            if self.has(digest):
+                self._upload(digest).unlink(missing_ok=True)
+                return self._finished(digest, size)
+            committed = os.fstat(descriptor).st_size
+            if committed < size:
+                raise FailedPreconditionError(
+                    f"the upload of {digest} has {committed} of {size} bytes: send the rest first",
+                    details={"committed_bytes": str(committed)},
+                )
+            upload = self._upload(digest)
+            with os.fdopen(os.dup(descriptor), "rb") as stream:
+                stream.seek(0)
+                actual = digest_stream(stream)
+            if committed > size or actual != digest:
+                upload.unlink(missing_ok=True)
+                raise DataLossError(
+                    f"the {committed} bytes uploaded as {digest} ({size} bytes) have the digest {actual}: they were "
+                    "dropped; upload the blob again from the start",
+                    details={"digest": digest, "actual": actual},
+                )
+            self._publish(upload, digest)
+        return self._location(digest)
+
+    def drop(self, digest: str) -> None:
+        """Forget an unfinished upload."""
+        self._upload(digest).unlink(missing_ok=True)
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob; nothing happens when there is none. Readers that have it open keep their bytes."""
+        self._location(digest).unlink(missing_ok=True)
+        with self._seen_lock:
+            self._seen.pop(digest, None)
+
+    def sweep(self, older_than_seconds: float) -> int:
+        """Remove what crashed writers and abandoned uploads left; returns how many files went."""
+        horizon = time.time() - older_than_seconds
+        removed = 0
+        for path in self._partial.glob("*"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < horizon:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    # Internals
+
+    def _location(self, digest: str) -> Path:
+        digits = parse_digest(digest)
+        return self._blobs / digits[:2] / digits
+
+    def _upload(self, digest: str) -> Path:
+        return self._partial / parse_digest(digest)
+
+    def _missing(self, digest: str) -> NotFoundError:
+        return NotFoundError(f"there is no blob {digest}", details={"digest": digest})
+
+    def _intact(self, digest: str) -> bool:
+        try:
+            self.path(digest)
+        except (NotFoundError, DataLossError):
+            return False
+        return True
+
+    def _finished(self, digest: str, size: int) -> Path:
+        if self.size(digest) != size:
+            raise DataLossError(
+                f"{digest} is complete with {self.size(digest)} bytes, not {size}: the size or the digest is wrong"
+            )
+        return self._location(digest)
+
+    def _publish(self, beside: Path, digest: str) -> None:
+        """Give a file, whose bytes have that digest, its name."""
+        location = self._location(digest)
+        location.parent.mkdir(parents=True, exist_ok=True)
+        beside.chmod(READ_ONLY)
+        descriptor = os.open(beside, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            seen = _Seen.of(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+        beside.rename(location)
+        sync_directory(location.parent)
+        sync_directory(self._blobs)
+        with self._seen_lock:
+            self._seen[digest] = seen
+
+    def _put_away(self, digest: str, location: Path) -> None:
+        self._quarantine.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            location.rename(self._quarantine / f"{location.name}.{uuid4().hex[:8]}")
+        with self._seen_lock:
+            self._seen.pop(digest, None)
+
+    @contextmanager
+    def _temporary(self, doing: str) -> Iterator[Path]:
+        path = self._partial / f"tmp-{uuid4().hex}"
+        try:
+            self._partial.mkdir(parents=True, exist_ok=True)
+            yield path
+        except OSError as error:
+            raise storage_error(error, doing) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked_upload(self, digest: str, *, create: bool) -> Iterator[int]:
+        """The upload's file, locked against other threads and processes."""
+        path = self._upload(digest)
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
+            except FileNotFoundError:
+                if self.has(digest):  # finished meanwhile: the caller looks again under the lock
+                    create = True
+                    continue
+                raise FailedPreconditionError(f"no upload of {digest} has begun: send its bytes first") from None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Whoever held the lock may have published or dropped the file: the name is then another's, or none's.
+                try:
+                    same = os.path.samestat(os.fstat(descriptor), path.stat())
+                except FileNotFoundError:
+                    same = False
+                if same:
+                    yield descriptor
+                    return
+            finally:
+                os.close(descriptor)
