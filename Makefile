@@ -36,14 +36,14 @@ $(VENV)/.python:
 
 $(VENV)/.main: $(VENV)/.python pyproject.toml constraints/main.txt $(addsuffix /pyproject.toml,$(SERVICES))
 	@echo "installing the services, SDK and CLI into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/main.txt setuptools wheel
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/main.txt "setuptools>=77"
 	@$(BIN)/python $(PIP_INSTALL) -c constraints/main.txt -e '.[all,demo]' $(addprefix -e ./,$(SERVICES))
 	@touch $@
 
 $(VENV)/workers/%/.installed: $(VENV)/.python worker/pyproject.toml constraints/%.txt
 	@echo "installing the worker environment $*"
 	@test -x $(VENV)/workers/$*/bin/python || $(PYTHON) -m venv $(VENV)/workers/$*
-	@$(VENV)/workers/$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$*.txt setuptools
+	@$(VENV)/workers/$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$*.txt "setuptools>=77"
 	@$(VENV)/workers/$*/bin/python $(PIP_INSTALL) -c constraints/$*.txt -e './worker[$*]'
 	@touch $@
 
