@@ -1,0 +1,406 @@
+"""A worker process as an object: load engines, run and measure them, know when it dies.
+
+One event loop's thread uses a `WorkerProcess`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginehouse.errors import InternalError, UnavailableError, error_for_name
+from enginehouse.workers.environments import WorkerEnvironment
+from enginehouse.workers.framing import Frame
+from enginehouse.workers.process import LogSink, LogTail, describe_exit, spawn
+from enginehouse.workers.segments import Segment, SegmentMap, SegmentPool, aligned
+from enginehouse.workers.tensors import Array, TensorInput, TensorOutput, TensorSpec, tensor_input
+from enginehouse.workers.transport import Transport
+
+PROTOCOL = 1
+# A framework's import is part of it: TensorFlow takes seconds when its files are not in the page cache.
+START_SECONDS = 120.0
+# A worker that closed its socket exits; one that does not is killed.
+EXIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a worker says of an engine it loaded. `max_batch_size` 0: the engine names no limit."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+    max_batch_size: int
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Runs back to back inside the worker: wall time of each, CPU time of the worker process and wall time of all."""
+
+    latencies_ns: tuple[int, ...]
+    cpu_ns: int
+    wall_ns: int
+    inferences: int
+
+
+class InferenceResult:
+    """Outputs of one `infer`, and where its time went.
+
+    The outputs' data are views of shared memory: use the result in a `with` block, or `release()` it, when they have
+    been read. A result that is dropped releases itself.
+    """
+
+    def __init__(self, outputs: tuple[TensorOutput, ...], frame: Frame, link: WorkerProcess) -> None:
+        self.outputs = outputs
+        self.queue_ns = int(frame["queue_ns"])
+        self.input_ns = int(frame["input_ns"])
+        self.compute_ns = int(frame["compute_ns"])
+        self.output_ns = int(frame["output_ns"])
+        self._segments = {int(t["segment"]) for t in frame["outputs"]}
+        self._link: WorkerProcess | None = link
+
+    def array(self, name: str) -> Array:
+        """A copy of the output of that name."""
+        return next(t for t in self.outputs if t.name == name).array()
+
+    def arrays(self) -> dict[str, Array]:
+        """Copies of all outputs by name."""
+        return {t.name: t.array() for t in self.outputs}
+
+    def release(self) -> None:
+        """The worker may write its segment again; the outputs' data must not be read any more."""
+        link, self._link = self._link, None
+        if link is not None:
+            link._release(self._segments)
+
+    def __enter__(self) -> InferenceResult:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    future: asyncio.Future[Frame]
+    segment: Segment | None
+
+
+class WorkerProcess:
+    """A running worker. Make one with `await WorkerProcess.start(...)`.
+
+    Every call fails with UnavailableError once the process is gone; what was in flight then does too.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, transport: Transport, tail: LogTail, name: str) -> None:
+        self._process = process
+        self._transport = transport
+        self._tail = tail
+        self._name = name
+        self._waiting: dict[int, _Waiting] = {}
+        self._next = 1
+        self._gone: UnavailableError | None = None
+        self._theirs = SegmentMap()
+        self._pool = SegmentPool(self._announce, self._drop)
+        self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._watching: asyncio.Task[None] | None = None
+        self.backends: Mapping[str, str] = {}
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def start(
+        cls,
+        environment: WorkerEnvironment,
+        device: str = "cpu",
+        log: LogSink | None = None,
+        variables: Mapping[str, str] | None = None,
+        *,
+        timeout: float = START_SECONDS,
+    ) -> WorkerProcess:
+        """Start a worker and wait until it is ready to load engines.
+
+        Args:
+            log: called with each line that the worker prints; None prints them to our standard error.
+            variables: environment variables to set or override.
+
+        Raises:
+            UnavailableError: it did not start in time; the message has the end of its log.
+        """
+        process, sock = await spawn(environment, device, variables or {})
+        worker = cls(process, Transport(sock), LogTail(log), f"{environment.name} worker {process.pid} on {device}")
+        worker._transport.start(worker._receive, worker._lost)
+        worker._watching = asyncio.create_task(worker._watch())
+        try:
+            await asyncio.wait({worker._ready}, timeout=timeout)
+            if not worker._ready.done():
+                raise UnavailableError(f"the {worker._name} was not ready in {timeout:g} s: {worker._tail.last()}")
+            ready = worker._ready.result()
+            if ready.get("protocol") != PROTOCOL:
+                raise UnavailableError(
+                    f"the {worker._name} speaks protocol {ready.get('protocol')}, this process {PROTOCOL}: "
+                    "install the same version of enginehouse-worker and enginehouse"
+                )
+        except BaseException:
+            await worker.kill()
+            raise
+        worker.backends = dict(ready["backends"])
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._gone is None
+
+    async def load(
+        self,
+        key: str,
+        engine_dir: Path,
+        instances: int = 1,
+        warmup: Sequence[int] = (1,),
+        options: Mapping[str, Any] | None = None,
+    ) -> LoadedModel:
+        """Load an engine directory under a key of our choice.
+
+        Args:
+            warmup: batch sizes that each instance runs once before the load is done.
+
+        Raises:
+            EnginehouseError: what the worker says is wrong with the engine.
+        """
+        frame = await self._call(
+            {
+                "type": "load",
+                "model": key,
+                "engine": str(engine_dir),
+                "instances": instances,
+                "warmup": list(warmup),
+                "options": dict(options or {}),
+            }
+        )
+        return LoadedModel(
+            inputs=tuple(TensorSpec.from_json(t) for t in frame["inputs"]),
+            outputs=tuple(TensorSpec.from_json(t) for t in frame["outputs"]),
+            batched=bool(frame["batched"]),
+            max_batch_size=int(frame["max_batch_size"]),
+            seconds=float(frame["seconds"]),
+            memory_bytes=int(frame["memory_bytes"]),
+        )
+
+    async def unload(self, key: str) -> None:
+        """Unload once what is queued for it has run."""
+        await self._call({"type": "unload", "model": key})
+
+    async def ping(self) -> None:
+        """Return when the worker has answered."""
+        await self._call({"type": "ping"})
+
+    async def infer(
+        self,
+        key: str,
+        inputs: Mapping[str, Array] | Sequence[TensorInput],
+        outputs: Sequence[str] = (),
+        deadline_ns: int | None = None,
+    ) -> InferenceResult:
+        """Run one batch on a free instance.
+
+        Args:
+            inputs: tensors whose parts are copied straight into shared memory, or arrays by name.
+            outputs: names to compute; all when empty.
+            deadline_ns: CLOCK_MONOTONIC; work not begun by then fails with DeadlineExceededError.
+
+        Raises:
+            UnavailableError: the worker is gone.
+            EnginehouseError: what the worker says.
+        """
+        self._check()
+        if isinstance(inputs, Mapping):
+            inputs = [tensor_input(name, array) for name, array in inputs.items()]
+        sizes = [tensor.size for tensor in inputs]
+        segment = self._pool.acquire(sum(aligned(size) for size in sizes))
+        described, offset = [], 0
+        try:
+            memory = segment.view
+            for tensor, size in zip(inputs, sizes, strict=True):
+                position = offset
+                for part in tensor.parts:
+                    memory[position : position + len(part)] = part
+                    position += len(part)
+                described.append(
+                    {
+                        "name": tensor.name,
+                        "dtype": tensor.dtype,
+                        "shape": tensor.shape,
+                        "segment": segment.id,
+                        "offset": offset,
+                        "bytes": size,
+                    }
+                )
+                offset += aligned(size)
+        except BaseException:
+            self._pool.release(segment)
+            raise
+        request: Frame = {"type": "infer", "model": key, "inputs": described, "outputs": list(outputs)}
+        if deadline_ns is not None:
+            request["deadline"] = deadline_ns
+        frame = await self._call(request, segment)
+        views = tuple(
+            TensorOutput(
+                t["name"], t["dtype"], tuple(t["shape"]), self._theirs.view(t["segment"], t["offset"], t["bytes"])
+            )
+            for t in frame["outputs"]
+        )
+        return InferenceResult(views, frame, self)
+
+    async def measure(
+        self,
+        key: str,
+        batch: int = 8,
+        seconds: float = 1.0,
+        seed: int = 0,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> Measurement:
+        """Time random inputs back to back on one instance, inside the worker.
+
+        Args:
+            shapes: whole shapes by input name, where dynamic dimensions other than the batch should not be 1.
+        """
+        frame = await self._call(
+            {
+                "type": "measure",
+                "model": key,
+                "batch": batch,
+                "seconds": seconds,
+                "seed": seed,
+                "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
+            }
+        )
+        latencies = tuple(int(n) for n in frame["latencies_ns"])
+        return Measurement(latencies, int(frame["cpu_ns"]), int(frame["wall_ns"]), int(frame["inferences"]))
+
+    async def close(self, timeout: float = 10.0) -> int:
+        """Let the worker finish what runs and exit; kill it when that takes longer. Returns the exit status."""
+        if self.alive:
+            with contextlib.suppress(OSError):
+                self._transport.send({"type": "shutdown"})
+            await asyncio.wait({self.exited}, timeout=timeout)
+        return await self.kill()
+
+    async def kill(self) -> int:
+        """End the worker at once. Returns the exit status."""
+        self._kill()
+        if self._watching is not None:
+            await asyncio.shield(self._watching)
+        return await asyncio.shield(self.exited)
+
+    def __repr__(self) -> str:
+        return f"<{self._name}>"
+
+    def _check(self) -> None:
+        if self._gone is not None:
+            raise UnavailableError(self._gone.message, retry_after_seconds=self._gone.retry_after_seconds)
+
+    async def _call(self, frame: Frame, segment: Segment | None = None) -> Frame:
+        self._check()
+        identifier = self._next
+        self._next += 1
+        frame["id"] = identifier
+        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._waiting[identifier] = _Waiting(future, segment)
+        self._transport.send(frame)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # The segment stays the worker's until it answers; `_answer` then finds nobody waiting.
+            if identifier in self._waiting and frame["type"] in ("infer", "measure"):
+                self._transport.send({"type": "cancel", "id": identifier})
+            elif future.done() and not future.cancelled() and future.exception() is None:
+                self._discard(future.result())
+            raise
+
+    def _receive(self, frame: Frame, descriptor: int | None) -> None:
+        kind = frame.get("type")
+        if kind == "segment" and descriptor is not None:
+            self._theirs.add(int(frame["segment"]), int(frame["bytes"]), descriptor)
+        elif kind == "drop":
+            self._theirs.drop(int(frame["segment"]))
+        elif kind == "ready":
+            if not self._ready.done():
+                self._ready.set_result(frame)
+        else:
+            self._answer(frame)
+
+    def _answer(self, frame: Frame) -> None:
+        waiting = self._waiting.pop(frame.get("id") or 0, None)
+        if waiting is None:
+            if frame.get("type") == "error":
+                raise InternalError(f"the {self._name} could not understand a frame: {frame.get('message')}")
+            return
+        if waiting.segment is not None:
+            self._pool.release(waiting.segment)
+        if waiting.future.done():
+            self._discard(frame)
+        elif frame.get("type") == "error":
+            waiting.future.set_exception(error_for_name(str(frame.get("code")), str(frame.get("message"))))
+        else:
+            waiting.future.set_result(frame)
+
+    def _discard(self, frame: Frame) -> None:
+        """Free the outputs of a result that nobody waits for."""
+        if frame.get("type") == "result":
+            self._release({int(t["segment"]) for t in frame["outputs"]})
+
+    def _release(self, segments: set[int]) -> None:
+        if self._gone is None:
+            for segment in segments:
+                self._transport.send({"type": "release", "segment": segment})
+
+    def _announce(self, segment: Segment) -> None:
+        self._transport.send({"type": "segment", "segment": segment.id, "bytes": segment.size}, segment.descriptor)
+
+    def _drop(self, segment: Segment) -> None:
+        self._transport.send({"type": "drop", "segment": segment.id})
+
+    def _lost(self, reason: str) -> None:
+        """The socket ended or carried nonsense: the worker is of no more use, and `_watch` reports its end."""
+        asyncio.get_running_loop().call_later(0.0 if reason else EXIT_SECONDS, self._kill)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._process.returncode is None:
+                self._process.kill()
+
+    async def _watch(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        follow = asyncio.create_task(self._tail.follow(stream))
+        status = await self._process.wait()
+        # The log's end may still be in the pipe; a grandchild that holds it open must not hold us.
+        await asyncio.wait({follow}, timeout=0.5)
+        follow.cancel()
+        self._transport.close()
+        text = f"the {self._name} {describe_exit(status)}"
+        if status and (last := self._tail.last()):
+            text += f"; its log ends: {last}"
+        self._gone = UnavailableError(text, retry_after_seconds=1.0)
+        if not self._ready.done():
+            self._ready.set_exception(self._gone)
+            self._ready.exception()  # retrieved, also when nobody waits any more
+        waiting, self._waiting = self._waiting, {}
+        for item in waiting.values():
+            if not item.future.done():
+                item.future.set_exception(UnavailableError(text, retry_after_seconds=1.0))
+        self._pool.close()
+        self._theirs.close()
+        self.exited.set_result(status)

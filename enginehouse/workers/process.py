@@ -1,0 +1,102 @@
+"""Starting a worker process: its interpreter, its environment variables, its end of the socket, its log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from enginehouse.errors import UnavailableError
+from enginehouse.workers.environments import WorkerEnvironment
+
+WORKER_PATH = "ENGINEHOUSE_WORKER_PATH"
+# Our own Python's variables would make the worker's interpreter import our packages.
+_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+_TAIL_LINES = 20
+
+LogSink = Callable[[str], None]
+
+
+def worker_variables(variables: Mapping[str, str], inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment variables of a worker: ours without what concerns our interpreter, then `variables`."""
+    base = {k: v for k, v in (os.environ if inherited is None else inherited).items() if k not in _OURS}
+    if path := base.get(WORKER_PATH):
+        base["PYTHONPATH"] = path
+    return {**base, "PYTHONUNBUFFERED": "1", **variables}
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words, such as "killed by SIGSEGV"."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+class LogTail:
+    """Passes a worker's lines on, and keeps the last ones for error messages."""
+
+    def __init__(self, sink: LogSink | None) -> None:
+        self._sink = sink or _to_stderr
+        self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    async def follow(self, stream: asyncio.StreamReader) -> None:
+        """Read until the worker closes its end."""
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:
+                continue  # a line beyond the reader's limit: it was skipped
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip("\n")
+            self._lines.append(text)
+            self._sink(text)
+
+    def last(self, count: int = 5) -> str:
+        """The last lines, joined by " | "."""
+        return " | ".join(line.strip() for line in list(self._lines)[-count:] if line.strip())
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+async def spawn(
+    environment: WorkerEnvironment, device: str, variables: Mapping[str, str]
+) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    """Start a worker; returns its process (its log piped as stdout) and our end of the socket, non-blocking.
+
+    Raises:
+        UnavailableError: the interpreter cannot be started.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        descriptor = theirs.fileno()
+        process = await asyncio.create_subprocess_exec(
+            str(environment.python),
+            *("-m", "enginehouse_worker", "serve", "--fd", str(descriptor), "--device", device),
+            stdin=asyncio.subprocess.DEVNULL,
+            # A framework that prints must not reach our standard output: both go to the log.
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            pass_fds=(descriptor,),
+            env=worker_variables(variables),
+            # A terminal's Ctrl-C is for us: we drain, then stop the worker.
+            start_new_session=True,
+        )
+    except OSError as error:
+        ours.close()
+        raise UnavailableError(
+            f"the worker environment {environment.name!r} does not start: {environment.python}: {error}"
+        ) from error
+    finally:
+        theirs.close()
+    ours.setblocking(False)
+    return process, ours

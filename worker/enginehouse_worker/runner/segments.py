@@ -1,0 +1,154 @@
+"""Shared memory: segments that this side owns and reuses, and segments of the peer mapped here."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from enginehouse_worker.errors import WorkerError
+
+SMALLEST = 1 << 12
+# Free segments kept for reuse; beyond it the least useful are given back to the system.
+KEEP_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A memfd of ours. `size` is a power of two, so that few sizes serve all requests."""
+
+    id: int
+    size: int
+    descriptor: int
+    memory: mmap.mmap = field(repr=False, compare=False)
+
+    def view(self) -> memoryview:
+        return memoryview(self.memory)
+
+
+def size_class(size: int) -> int:
+    """The smallest power of two (from 4 KiB on) that holds `size` bytes."""
+    return max(SMALLEST, 1 << max(size - 1, 0).bit_length())
+
+
+def create(identifier: int, size: int) -> Segment:
+    """A new segment that neither side can shrink under the other's feet."""
+    descriptor = os.memfd_create(f"enginehouse-{identifier}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return Segment(identifier, size, descriptor, mmap.mmap(descriptor, size))
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+class SegmentPool:
+    """Segments that we write. Thread-safe.
+
+    Args:
+        announce: tells the peer about a new segment, before its first use.
+        drop: tells the peer that a segment will not be used again.
+        keep_bytes: how many free bytes to keep for reuse.
+    """
+
+    def __init__(
+        self, announce: Callable[[Segment], None], drop: Callable[[Segment], None], keep_bytes: int = KEEP_BYTES
+    ) -> None:
+        self._announce = announce
+        self._drop = drop
+        self._keep_bytes = keep_bytes
+        self._lock = threading.Lock()
+        self._free: dict[int, list[Segment]] = {}
+        self._free_bytes = 0
+        self._used: dict[int, Segment] = {}
+        self._next = 1
+
+    def acquire(self, size: int) -> Segment:
+        """A segment of at least `size` bytes, ours until `release`; its content is undefined."""
+        wanted = size_class(size)
+        with self._lock:
+            if free := self._free.get(wanted):
+                segment = free.pop()
+                self._free_bytes -= wanted
+                self._used[segment.id] = segment
+                return segment
+            identifier = self._next
+            self._next += 1
+        segment = create(identifier, wanted)
+        with self._lock:
+            self._used[identifier] = segment
+        self._announce(segment)
+        return segment
+
+    def release(self, identifier: int) -> bool:
+        """The peer is done with a segment; False when it was not in use."""
+        with self._lock:
+            segment = self._used.pop(identifier, None)
+            if segment is None:
+                return False
+            self._free.setdefault(segment.size, []).append(segment)
+            self._free_bytes += segment.size
+            dropped = self._trim()
+        for old in dropped:
+            self._drop(old)
+            _close(old.memory)
+            os.close(old.descriptor)
+        return True
+
+    def _trim(self) -> list[Segment]:
+        dropped = []
+        while self._free_bytes > self._keep_bytes:
+            largest = max(size for size, free in self._free.items() if free)
+            dropped.append(self._free[largest].pop(0))
+            self._free_bytes -= largest
+        return dropped
+
+
+class SegmentMap:
+    """The peer's segments, mapped for reading. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def add(self, identifier: int, size: int, descriptor: int) -> None:
+        """Map a segment; closes the descriptor.
+
+        Raises:
+            WorkerError: INVALID_ARGUMENT when the descriptor's file is smaller than announced.
+        """
+        try:
+            actual = os.fstat(descriptor).st_size
+            if size < 1 or actual < size:
+                message = f"segment {identifier} was announced with {size} bytes but has {actual}"
+                raise WorkerError("INVALID_ARGUMENT", message)
+            self._maps[identifier] = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+
+    def drop(self, identifier: int) -> None:
+        if (memory := self._maps.pop(identifier, None)) is not None:
+            _close(memory)
+
+    def view(self, identifier: int, offset: int, size: int) -> memoryview:
+        """`size` bytes of a segment from `offset` on.
+
+        Raises:
+            WorkerError: INVALID_ARGUMENT when there is no such segment or it is shorter.
+        """
+        memory = self._maps.get(identifier)
+        if memory is None:
+            raise WorkerError("INVALID_ARGUMENT", f"unknown segment {identifier}: expected one that a frame announced")
+        if offset < 0 or size < 0 or offset + size > len(memory):
+            message = f"bytes {offset} to {offset + size} of segment {identifier}, which has {len(memory)}"
+            raise WorkerError("INVALID_ARGUMENT", message)
+        return memoryview(memory)[offset : offset + size]
+
+
+def _close(memory: mmap.mmap) -> None:
+    with contextlib.suppress(BufferError):  # an array still looks at it: unmapped when the last one goes
+        memory.close()
