@@ -1,0 +1,1 @@
+"""Calibration: streamed histograms of activations, ranges chosen from them, and the table that keeps the ranges."""

@@ -1,0 +1,1 @@
+"""From a frozen GraphDef to ONNX."""

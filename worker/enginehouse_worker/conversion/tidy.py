@@ -1,0 +1,83 @@
+"""Rewrites what the converter leaves into the forms that quantization and backends know, and names nodes readably."""
+
+from __future__ import annotations
+
+import re
+
+import onnx
+from onnx import helper
+
+from enginehouse_worker.graphs.index import GraphIndex, constants_to_initializers, index_graph
+from enginehouse_worker.graphs.naming import unique_name
+
+_COUNTER = re.compile(r"__\d+$")
+
+
+def tidy(model: onnx.ModelProto) -> None:
+    """Fuse products with their bias into Gemm, then rename nodes and tensors, in place."""
+    constants_to_initializers(model)
+    _fuse_dense(model)
+    _rename(model)
+
+
+def _fuse_dense(model: onnx.ModelProto) -> None:
+    """MatMul of a (batch, n) tensor with a constant, and the Add of a constant row to it, become one Gemm."""
+    graph = index_graph(model)
+    fused: dict[int, onnx.NodeProto] = {}
+    for number, node in enumerate(graph.nodes):
+        if node.op_type != "MatMul" or graph.rank(node.input[0]) != 2 or graph.rank(node.input[1]) != 2:
+            continue
+        if node.input[1] not in graph.constants or node.input[0] in graph.constants:
+            continue
+        add = _bias_add(graph, node)
+        output = graph.nodes[add[0]].output[0] if add else node.output[0]
+        inputs = [*node.input, add[1]] if add else list(node.input)
+        fused[number] = helper.make_node("Gemm", inputs, [output], name=node.name)
+        if add:
+            fused[add[0]] = onnx.NodeProto()
+    nodes = [fused.get(number, node) for number, node in enumerate(graph.nodes)]
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes if node.op_type]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _bias_add(graph: GraphIndex, product: onnx.NodeProto) -> tuple[int, str] | None:
+    """The Add that only adds a constant row to the product: its number and the constant's name."""
+    reader = graph.sole_reader(product.output[0])
+    if reader is None or graph.nodes[reader.node].op_type != "Add":
+        return None
+    other = graph.nodes[reader.node].input[1 - reader.position]
+    columns = graph.constants[product.input[1]].dims[1]
+    if other in graph.constants and tuple(graph.constants[other].dims) == (columns,):
+        return reader.node, other
+    return None
+
+
+def _rename(model: onnx.ModelProto) -> None:
+    """Call each node by its layer and operator (`conv1/Conv`), and its output likewise; constants by what they are."""
+    interface = {i.name for i in model.graph.input} | {o.name for o in model.graph.output}
+    taken = set(interface)
+    tensors: dict[str, str] = {}
+    for node in model.graph.node:
+        node.name = unique_name(_layer_name(node), taken)
+        for position, output in enumerate(node.output):
+            if output and output not in interface:
+                tensors[output] = node.name if position == 0 else f"{node.name}:{position}"
+    for tensor in model.graph.initializer:
+        clean = _COUNTER.sub("", tensor.name.split(":")[0])
+        clean = re.sub(r"/(merged_input|ReadVariableOp(/resource)?)$", "", clean)
+        tensors[tensor.name] = unique_name(f"{clean}/constant", taken)
+        tensor.name = tensors[tensor.name]
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = tensors.get(name, name)
+        for position, name in enumerate(node.output):
+            node.output[position] = tensors.get(name, name)
+    del model.graph.value_info[:]
+
+
+def _layer_name(node: onnx.NodeProto) -> str:
+    name = _COUNTER.sub("", node.name.split(":")[0])
+    scope = name.rpartition("/")[0]
+    scope = re.sub(r"/batchnorm$", "", scope)
+    return f"{scope or name}/{node.op_type}"

@@ -1,0 +1,1 @@
+"""From a Keras model to a frozen GraphDef: loading, freezing, readable names."""

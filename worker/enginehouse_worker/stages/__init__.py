@@ -1,0 +1,1 @@
+"""The build stages: each reads directories, writes one directory, and runs in a process of its own."""

@@ -1,0 +1,69 @@
+"""Gives randomly weighted networks the statistics that training would: otherwise all inputs get nearly the same output,
+and agreement between two engines says nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from enginehouse_worker.synthetic import random_image
+
+_SAMPLES = 8
+# The deviation of the logits of a typical trained ImageNet classifier is of this order.
+_LOGIT_DEVIATION = 2.0
+_EPSILON = 1e-6
+
+
+def settle(model: Any, seed: int) -> None:
+    """Set batch norms' moving statistics (or, in networks without, each layer's scale and bias) and the classifier's scale
+    from one batch of synthetic images, in place.
+    """
+    import keras
+
+    height, width, channels = model.inputs[0].shape[1:]
+    random = np.random.default_rng(seed)
+    images = np.stack([random_image(height, width, channels, random) for _ in range(_SAMPLES)])
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    if norms:
+        _settle_batch_norms(model, norms, images)
+        features = keras.Model(model.inputs, model.layers[-1].input)
+        _standardize(model.layers[-1], features(images, training=False), per_output_scale=False)
+    else:
+        _settle_layers(model, images)
+
+
+def _settle_batch_norms(model: Any, norms: list[Any], images: Any) -> None:
+    """One pass in training mode with momentum 0: each batch norm sees what the settled ones before it give."""
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    model(images, training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def _settle_layers(model: Any, images: Any) -> None:
+    """Layer-sequential unit-variance initialization (Mishkin and Matas, arXiv:1511.06422), with means removed as well."""
+    value = images
+    for layer in model.layers[1:]:
+        if getattr(layer, "kernel", None) is not None:
+            _standardize(layer, value, per_output_scale=layer is not model.layers[-1])
+        value = layer(value, training=False)
+
+
+def _standardize(layer: Any, value: Any, *, per_output_scale: bool) -> None:
+    """Scale a layer's kernel and set its bias so that, before its activation, outputs have mean 0 and a fixed deviation."""
+    activation = layer.activation
+    layer.activation = lambda x: x
+    outputs = np.asarray(layer(value), np.float64)
+    layer.activation = activation
+    axes = tuple(range(outputs.ndim - 1))
+    kernel, bias = (np.asarray(w) for w in layer.get_weights())
+    mean = outputs.mean(axis=axes)
+    if per_output_scale:
+        scale = 1.0 / (outputs.std(axis=axes) + _EPSILON)
+    else:
+        scale = np.full_like(mean, _LOGIT_DEVIATION / ((outputs - mean).std() + _EPSILON))
+    layer.set_weights([(kernel * scale).astype(np.float32), ((bias - mean) * scale).astype(np.float32)])
