@@ -1,0 +1,210 @@
+"""The benchmark's seams on the SDK and on worker processes. Everything that knows their interfaces is here."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from enginehouse.bench.environment import bench_software
+from enginehouse.bench.modes import Mode
+from enginehouse.bench.rows import Accuracy
+from enginehouse.bench.seams import Engine, Measurement, Progress, Seams, Tensor, Worker
+from enginehouse.bench.suite import CalibrationPlan, ModelSpec, Suite
+from enginehouse.client.values import BatchProfile, Calibration, Synthetic, Target, VerificationSpec
+from enginehouse.client.values import Engine as PublishedEngine
+from enginehouse.workers.environments import WorkerEnvironment, WorkerEnvironments
+from enginehouse.workers.link import WorkerProcess
+
+if TYPE_CHECKING:
+    from enginehouse.client import AsyncClient
+
+# Building a TF-TRT engine for every batch size takes minutes.
+READY_SECONDS = 900.0
+
+
+def connect(client: AsyncClient, suite: Suite, progress: Progress) -> Seams:
+    """The seams of a run on this machine, through the client's services.
+
+    Raises:
+        InvalidArgumentError: the variables that name worker environments are not valid.
+    """
+    return Seams(
+        engines=SdkEngines(client),
+        workers=ProcessWorkers(WorkerEnvironments.discover()) if "host" in suite.scopes else None,
+        serving=SdkServing(client) if "served" in suite.scopes else None,
+        telemetry=SdkTelemetry(client),
+        progress=progress,
+    )
+
+
+class SdkEngines:
+    """Engines from the optimizer."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._published: dict[str, PublishedEngine] = {}
+
+    async def engine(self, model: ModelSpec, mode: Mode, suite: Suite) -> Engine:
+        target = Target(mode.backend, mode.precision, profile_for(suite, mode), mode.build_options)
+        job = await self._client.optimize(
+            await self._model(model),
+            targets=[target],
+            calibration=calibration_for(suite.calibration) if mode.needs_calibration else None,
+            verification=verification_for(suite.calibration),
+        )
+        (published,) = await job.result()
+        self._published[published.name] = published
+        return to_engine(published)
+
+    async def download(self, engine: Engine, directory: Path) -> Path:
+        published = self._published[engine.name]
+        return await self._client.engines.download(published, directory / published.id)
+
+    async def _model(self, model: ModelSpec) -> str:
+        if model.zoo is not None:
+            if model.name == model.zoo:
+                return (await self._client.models.ensure_zoo(model.zoo, seed=model.seed)).name
+            return (await self._client.models.create_zoo(model.name, model.zoo, model.seed)).name
+        if model.file is not None:
+            return (await self._client.models.upload(model.file, model.name)).name
+        return (await self._client.models.get(model.registered or model.name)).name
+
+
+def profile_for(suite: Suite, mode: Mode) -> BatchProfile:
+    """One engine for all of a mode's batch sizes, tuned for the largest."""
+    largest = max(suite.batches_of(mode))
+    return BatchProfile(1, largest, largest)
+
+
+def calibration_for(plan: CalibrationPlan) -> Calibration:
+    """The suite's calibration as the SDK's."""
+    return Calibration(
+        method=plan.method,
+        dataset=plan.dataset,
+        synthetic=None if plan.dataset else Synthetic(plan.distribution, plan.samples, plan.seed),
+        percentile=plan.percentile or 0.0,
+        max_samples=plan.max_samples or 0,
+        batch_size=plan.batch_size or 0,
+    )
+
+
+def verification_for(plan: CalibrationPlan) -> VerificationSpec:
+    """Verify on the calibration's dataset, or on synthetic inputs of another seed."""
+    if plan.dataset:
+        return VerificationSpec(dataset=plan.dataset, max_samples=plan.max_samples or 0)
+    return VerificationSpec(synthetic=Synthetic(plan.distribution, min(plan.samples, 32), plan.seed + 1))
+
+
+def to_engine(published: PublishedEngine) -> Engine:
+    """A published engine as the benchmark sees it."""
+    verification = published.verification
+    return Engine(
+        name=published.name,
+        key=published.key,
+        backend=published.backend,
+        backend_version=published.backend_version,
+        precision=published.precision,
+        device_kind=published.device.kind,
+        device_product=published.device.product,
+        max_batch_size=published.max_batch_size,
+        inputs=tuple(Tensor(spec.name, spec.dtype, spec.shape) for spec in published.inputs),
+        calibration_digest=published.calibration_digest or None,
+        accuracy=None if verification is None else Accuracy(**dataclasses.asdict(verification)),
+    )
+
+
+class ProcessWorkers:
+    """Worker processes in the environments installed on this machine."""
+
+    def __init__(self, environments: WorkerEnvironments) -> None:
+        self._environments = environments
+
+    def environment(self, backend: str) -> str:
+        return self._environments.for_backend(backend).name
+
+    async def start(self, backend: str, device: str) -> Worker:
+        environment = self._environments.for_backend(backend)
+        log: list[str] = []  # kept from our standard error; an error that ends the worker quotes its end
+        process = await WorkerProcess.start(environment, device, log=log.append)
+        versions = {**bench_software(), **await _python(environment), **process.backends}
+        return ProcessWorker(process, versions)
+
+
+class ProcessWorker:
+    """A worker process."""
+
+    def __init__(self, process: WorkerProcess, software: Mapping[str, str]) -> None:
+        self._process, self.software = process, software
+
+    async def load(self, key: str, directory: Path, *, warmup: Sequence[int], options: Mapping[str, Any]) -> None:
+        await self._process.load(key, directory, instances=1, warmup=warmup, options=options)
+
+    async def measure(self, key: str, *, batch: int, seconds: float, seed: int) -> Measurement:
+        measured = await self._process.measure(key, batch=batch, seconds=seconds, seed=seed)
+        return Measurement(measured.latencies_ns, measured.wall_ns, measured.cpu_ns, measured.inferences)
+
+    async def unload(self, key: str) -> None:
+        await self._process.unload(key)
+
+    async def close(self) -> None:
+        await self._process.close()
+
+
+async def _python(environment: WorkerEnvironment) -> dict[str, str]:
+    """The version of a worker environment's Python and NumPy; empty when it does not say."""
+    code = "import platform, numpy; print(platform.python_version(), numpy.__version__)"
+    process = await asyncio.create_subprocess_exec(
+        str(environment.python), "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    out, _ = await process.communicate()
+    words = out.decode().split()
+    return {"python": words[0], "numpy": words[1]} if len(words) == 2 else {}
+
+
+class SdkServing:
+    """The inference service."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def publish(self, name: str, engine: Engine, *, instances: int, options: Mapping[str, Any]) -> None:
+        await self._client.load(
+            name, engine.name, instances=instances, options=dict(options), wait=True, timeout=READY_SECONDS
+        )
+
+    async def withdraw(self, name: str) -> None:
+        await self._client.unload(name)
+
+    async def infer(self, name: str, inputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        await self._client.infer(name, inputs)
+
+    async def software(self) -> Mapping[str, str]:
+        return bench_software()
+
+
+class SdkTelemetry:
+    """The telemetry service."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def samples(self, period_seconds: float) -> AsyncIterator[Mapping[str, Any]]:
+        async for sample in self._client.telemetry.stream(period=period_seconds):
+            yield plain(dataclasses.asdict(sample))
+
+
+def plain(value: Any) -> Any:
+    """A sample's value as JSON: times as ISO 8601; what is None, empty text or an empty list is left out of
+    mappings."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if item is not None and item != "" and item != ()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime) else value

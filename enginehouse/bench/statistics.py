@@ -1,0 +1,140 @@
+"""The arithmetic of a measurement: windows, whether they agree, and what is said of them. No I/O, no clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+WINDOWS_OF_A_RESULT = 3
+
+
+@dataclass(frozen=True)
+class Window:
+    """One stretch of back-to-back inference.
+
+    Attributes:
+        latencies_ns: one latency for each call (a call infers a whole batch), nanoseconds.
+        wall_ns: length of the window, nanoseconds.
+        inferences: samples inferred (calls times batch).
+        cpu_ns: CPU time of the process that inferred, nanoseconds; None when not measured.
+        started: seconds since the epoch.
+        ended: seconds since the epoch.
+    """
+
+    latencies_ns: tuple[int, ...]
+    wall_ns: int
+    inferences: int
+    cpu_ns: int | None = None
+    started: float = 0.0
+    ended: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.latencies_ns or self.wall_ns <= 0 or self.inferences <= 0:
+            raise ValueError(
+                f"a window needs at least one call and a positive duration, got {len(self.latencies_ns)} calls, "
+                f"{self.inferences} inferences in {self.wall_ns} ns"
+            )
+
+    @property
+    def inferences_per_second(self) -> float:
+        return self.inferences * 1e9 / self.wall_ns
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latencies of calls, milliseconds."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is said of the last windows of a measurement.
+
+    Attributes:
+        inferences_per_second: inferences of the windows over their wall time.
+        interval: lowest and highest throughput of the windows.
+        latency: over all calls of the windows.
+        stable: the windows agreed.
+        calls: how many calls the latencies come from.
+        windows: how many windows were measured in all.
+        cpu_ms: CPU milliseconds for each inference; None when not measured.
+    """
+
+    inferences_per_second: float
+    interval: tuple[float, float]
+    latency: Latency
+    stable: bool
+    calls: int
+    windows: int
+    cpu_ms: float | None
+
+
+def percentile(sorted_values: Sequence[int], q: float) -> int:
+    """The nearest-rank percentile: the smallest value that at least `q` percent of the values do not exceed.
+
+    It is always a value that occurred, so a high percentile of few values is their maximum and never flatters.
+
+    Raises:
+        ValueError: no values, or `q` outside [0, 100].
+    """
+    if not sorted_values:
+        raise ValueError("a percentile of no values is undefined")
+    if not 0 <= q <= 100:
+        raise ValueError(f"a percentile is in [0, 100], got {q}")
+    rank = max(1, math.ceil(q / 100 * len(sorted_values) - 1e-9))
+    return sorted_values[rank - 1]
+
+
+def latency_of(latencies_ns: Iterable[int]) -> Latency:
+    """Mean, percentiles and maximum of latencies in nanoseconds.
+
+    Raises:
+        ValueError: there are none.
+    """
+    values = sorted(latencies_ns)
+    p50, p90, p95, p99 = (percentile(values, q) / 1e6 for q in (50, 90, 95, 99))
+    return Latency(mean=math.fsum(values) / len(values) / 1e6, p50=p50, p90=p90, p95=p95, p99=p99, max=values[-1] / 1e6)
+
+
+def agree(throughputs: Sequence[float], tolerance: float) -> bool:
+    """Whether the highest and the lowest differ by at most `tolerance` (a fraction) of the mean. Needs three values
+    at least."""
+    if len(throughputs) < WINDOWS_OF_A_RESULT:
+        return False
+    mean = math.fsum(throughputs) / len(throughputs)
+    return max(throughputs) - min(throughputs) <= tolerance * mean
+
+
+def settled(windows: Sequence[Window], tolerance: float) -> bool:
+    """Whether the last three windows agree on throughput."""
+    return agree([window.inferences_per_second for window in windows[-WINDOWS_OF_A_RESULT:]], tolerance)
+
+
+def summarize(windows: Sequence[Window], tolerance: float) -> Summary:
+    """What the last three windows (all, when there are fewer) say.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not windows:
+        raise ValueError("nothing was measured: no windows")
+    last = windows[-WINDOWS_OF_A_RESULT:]
+    throughputs = [window.inferences_per_second for window in last]
+    inferences = sum(window.inferences for window in last)
+    cpu = [window.cpu_ns for window in last if window.cpu_ns is not None]
+    return Summary(
+        inferences_per_second=inferences * 1e9 / sum(window.wall_ns for window in last),
+        interval=(min(throughputs), max(throughputs)),
+        latency=latency_of(latency for window in last for latency in window.latencies_ns),
+        stable=settled(windows, tolerance),
+        calls=sum(len(window.latencies_ns) for window in last),
+        windows=len(windows),
+        cpu_ms=sum(cpu) / inferences / 1e6 if len(cpu) == len(last) else None,
+    )
