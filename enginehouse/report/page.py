@@ -1,0 +1,212 @@
+"""What the page and `report.json` say, gathered from the results. Pure but for the plots."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from enginehouse.bench.rows import NotRun, Row, present
+from enginehouse.paper.facts import Paper
+from enginehouse.report import series
+from enginehouse.report.claims import Judgement, Verdict, judge
+from enginehouse.report.data import Results
+from enginehouse.report.plots import Plot, batch_plot, modes_plot, time_plot
+from enginehouse.report.ratios import Ratio, against_baseline
+from enginehouse.report.values import Beside, WithinBudget, beside, within_budget
+
+
+@dataclass(frozen=True)
+class ModeTable:
+    """All rows of one mode on one device for a model and scope."""
+
+    mode: str
+    device: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class RatioTable:
+    """Throughput of every mode over the baseline's, by batch size. Cells are None where there is no interleaved
+    pair."""
+
+    base: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[Ratio | None, ...]], ...]
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """One model in one scope."""
+
+    model: str
+    scope: str
+    plot: Plot
+    ratios: RatioTable | None
+    tables: tuple[ModeTable, ...]
+
+
+@dataclass(frozen=True)
+class MissingMode:
+    """Lanes of one mode that were not run for one reason, together."""
+
+    mode: str
+    reason: str
+    code: str
+    what: tuple[str, ...]
+    count: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything the report shows."""
+
+    results: Results
+    paper: Paper
+    budget_ms: float
+    budget_quantity: str
+    sections: tuple[ModelSection, ...]
+    overviews: tuple[Plot, ...]
+    timeline: Plot | None
+    absent: tuple[str, ...]
+    judgements: tuple[Judgement, ...]
+    values: tuple[Beside, ...]
+    budget: tuple[WithinBudget, ...]
+    missing: tuple[MissingMode, ...]
+
+    @property
+    def plots(self) -> tuple[Plot, ...]:
+        timeline = () if self.timeline is None else (self.timeline,)
+        return (*self.overviews, *(section.plot for section in self.sections), *timeline)
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """How many claims got each verdict."""
+        return {verdict.value: sum(j.verdict is verdict for j in self.judgements) for verdict in Verdict}
+
+
+def gather(results: Results, paper: Paper, budget_ms: float, budget_quantity: str) -> Page:
+    """Judge, tabulate and draw the results."""
+    timeline_panels = series.panels(results)
+    drawable = any(panel.series for panel in timeline_panels)
+    scopes = tuple(dict.fromkeys(row.lane.scope for row in results.rows))
+    ratios = against_baseline(results.rows)
+    return Page(
+        results=results,
+        paper=paper,
+        budget_ms=budget_ms,
+        budget_quantity=budget_quantity,
+        sections=tuple(
+            _section(results, ratios, model, scope)
+            for model in results.models
+            for scope in scopes
+            if any((row.lane.model, row.lane.scope) == (model, scope) for row in results.rows)
+        ),
+        overviews=tuple(
+            modes_plot(f"modes-{scope}", [r for r in results.rows if r.lane.scope == scope], results.modes, scope)
+            for scope in scopes
+        ),
+        timeline=time_plot("timeline", timeline_panels, series.phases(results)) if drawable else None,
+        absent=series.absent(results),
+        judgements=judge(paper, results),
+        values=beside(paper, results),
+        budget=within_budget(results.rows, budget_ms, budget_quantity),
+        missing=group_missing(results.not_run),
+    )
+
+
+def _section(results: Results, ratios: Sequence[Ratio], model: str, scope: str) -> ModelSection:
+    rows = [row for row in results.rows if (row.lane.model, row.lane.scope) == (model, scope)]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.lane.mode, row.lane.device), []).append(row)
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"batch-{model}-{scope}")
+    return ModelSection(
+        model=model,
+        scope=scope,
+        plot=batch_plot(name, model, scope, rows, results.modes),
+        ratios=_ratio_table([ratio for ratio in ratios if ratio.row in rows]),
+        tables=tuple(ModeTable(mode, device, tuple(found)) for (mode, device), found in groups.items()),
+    )
+
+
+def _ratio_table(ratios: Sequence[Ratio]) -> RatioTable | None:
+    if not ratios:
+        return None
+    served = any(ratio.row.lane.scope == "served" for ratio in ratios)
+    cells: dict[str, dict[tuple[int, int], Ratio]] = {}
+    for ratio in ratios:
+        lane = ratio.row.lane
+        label = lane.mode + (f" ({lane.device})" if lane.device not in ("cpu", "gpu", "gpu:0") else "")
+        cells.setdefault(label, {})[lane.batch, lane.concurrency] = ratio
+    columns = sorted({key for found in cells.values() for key in found})
+    heads = tuple(f"{batch}, {concurrency} in flight" if served else str(batch) for batch, concurrency in columns)
+    lines = tuple((label, tuple(found.get(key) for key in columns)) for label, found in cells.items())
+    bases = dict.fromkeys(ratio.base.lane.mode for ratio in ratios)
+    return RatioTable(" / ".join(bases), heads, lines)
+
+
+def group_missing(entries: Sequence[NotRun]) -> tuple[MissingMode, ...]:
+    """Entries of one mode and reason together, in order of appearance."""
+    groups: dict[tuple[str, str, str], list[NotRun]] = {}
+    for entry in entries:
+        groups.setdefault((entry.lane.mode, entry.reason, entry.code), []).append(entry)
+    found = []
+    for (mode, reason, code), members in groups.items():
+        by_model: dict[str, dict[int, None]] = {}
+        for entry in members:
+            by_model.setdefault(entry.lane.model, {})[entry.lane.batch] = None
+        what = tuple(f"{model} (batch {', '.join(map(str, batches))})" for model, batches in by_model.items())
+        found.append(MissingMode(mode, reason, code, what, len(members)))
+    return tuple(found)
+
+
+def to_json(page: Page) -> dict[str, Any]:
+    """The report for programs. What was not measured is absent."""
+    results = page.results
+    return {
+        "run": results.run,
+        "environments": results.environments,
+        "rows": [row.to_json() for row in results.rows],
+        "ratios": [_ratio_json(ratio) for ratio in against_baseline(results.rows)],
+        "claims": [
+            present({
+                "id": j.claim.id, "text": j.claim.text, "claimed_ratio": j.claim.ratio, "verdict": j.verdict.value,
+                "why": j.why, "measured_ratio": j.measured, "interval": None if j.interval is None else
+                list(j.interval),
+            })
+            for j in page.judgements
+        ],
+        "stated_values": [
+            present({
+                "paper": dataclasses.asdict(found.value), "ours": found.ours and found.ours.to_json(), "note":
+                found.why or None,
+            })
+            for found in page.values
+        ],
+        "within_budget": {
+            "latency_ms": page.budget_ms,
+            "quantity": page.budget_quantity,
+            "best": [
+                present({
+                    "model": best.model, "mode": best.mode, "device": best.device, "scope": best.scope,
+                    "row": best.row and best.row.to_json(), "lowest_latency_ms": best.lowest_latency_ms,
+                })
+                for best in page.budget
+            ],
+        },
+        "not_run": [entry.to_json() for entry in results.not_run],
+        "not_reported": list(page.absent),
+        "plots": [f"plots/{plot.name}.png" for plot in page.plots],
+    }  # fmt: skip
+
+
+def _ratio_json(ratio: Ratio) -> Mapping[str, Any]:
+    lane = ratio.row.lane
+    return {
+        "model": lane.model, "scope": lane.scope, "batch": lane.batch, "concurrency": lane.concurrency, "mode":
+        lane.mode,
+        "device": lane.device, "base": ratio.base.lane.mode, "ratio": ratio.value, "interval": [ratio.low, ratio.high],
+        "round": ratio.row.round,
+    }  # fmt: skip

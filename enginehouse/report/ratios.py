@@ -1,0 +1,85 @@
+"""Ratios between modes, from rows that were measured interleaved. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from enginehouse.bench.rows import Row
+
+BASELINE = "tensorflow-cpu-fp32"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times the throughput of `base` `row` has. `low` and `high` bound it by the windows of both."""
+
+    row: Row
+    base: Row
+
+    @property
+    def value(self) -> float:
+        return self.row.inferences_per_second / self.base.inferences_per_second
+
+    @property
+    def low(self) -> float:
+        return self.row.interval[0] / self.base.interval[1]
+
+    @property
+    def high(self) -> float:
+        return self.row.interval[1] / self.base.interval[0]
+
+
+def comparable(row: Row, base: Row) -> bool:
+    """Whether the two were measured in turn, in the same round, on the same problem."""
+    return (
+        row.round is not None
+        and row.round == base.round
+        and (row.lane.model, row.lane.scope, row.lane.batch, row.lane.concurrency)
+        == (base.lane.model, base.lane.scope, base.lane.batch, base.lane.concurrency)
+    )
+
+
+def pairs(rows: Iterable[Row], model: str, mode: str, base: str, scopes: Sequence[str]) -> tuple[Ratio, ...]:
+    """`mode` against `base` on a model, one ratio for each comparable pair, in the first of `scopes` that has any.
+
+    Of several devices, a mode's first counts.
+    """
+    known = sorted((row for row in rows if row.lane.model == model), key=lambda row: (row.lane.batch, row.lane.device))
+    for scope in scopes:
+        found: dict[tuple[int, int], Ratio] = {}
+        for row in known:
+            for other in known:
+                if (row.lane.mode, other.lane.mode, row.lane.scope) == (mode, base, scope) and comparable(row, other):
+                    found.setdefault((row.lane.batch, row.lane.concurrency), Ratio(row, other))
+        if found:
+            return tuple(found.values())
+    return ()
+
+
+def against_baseline(rows: Sequence[Row]) -> tuple[Ratio, ...]:
+    """Every row against the baseline of its round: TensorFlow FP32 on the CPU, or else the slowest mode of the
+    model."""
+    found = []
+    for row in rows:
+        round_rows = [other for other in rows if comparable(row, other)]
+        if len(round_rows) < 2:
+            continue
+        preferred = [other for other in round_rows if other.lane.mode == BASELINE]
+        base = preferred[0] if preferred else _slowest(rows, round_rows)
+        if base is not None and base is not row:
+            found.append(Ratio(row, base))
+    return tuple(found)
+
+
+def _slowest(rows: Sequence[Row], round_rows: Sequence[Row]) -> Row | None:
+    """The row, in this round, of the mode whose best throughput on the model and scope is lowest: the same in every
+    round."""
+    lane = round_rows[0].lane
+    best: dict[tuple[str, str], float] = {}
+    for row in rows:
+        if (row.lane.model, row.lane.scope) == (lane.model, lane.scope):
+            name = (row.lane.mode, row.lane.device)
+            best[name] = max(best.get(name, 0.0), row.inferences_per_second)
+    slowest = min(best, key=lambda name: best[name])
+    return next((row for row in round_rows if (row.lane.mode, row.lane.device) == slowest), None)

@@ -1,0 +1,86 @@
+"""The paper's absolute values beside ours, and the best throughput within a latency budget. Pure.
+
+Absolute values belong to the paper's hardware: they are shown beside a run, never compared as if on equal hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from enginehouse.bench.rows import Row
+from enginehouse.paper.facts import Paper, StatedValue
+from enginehouse.report.claims import SCOPES
+from enginehouse.report.data import Results
+
+BUDGET_MS = 7.0
+BUDGET_QUANTITIES = ("mean", "p50", "p90", "p95", "p99", "max")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A value of the paper and the row of ours that belongs beside it; without one, why there is none."""
+
+    value: StatedValue
+    ours: Row | None
+    why: str
+
+
+def beside(paper: Paper, results: Results) -> tuple[Beside, ...]:
+    """Every stated value with our row of the same mode and model.
+
+    The row is the one at the value's batch; for `batch_below`, the largest batch below it; without a batch, the one
+    with the
+    highest throughput, or with the lowest latency where the paper states nothing but a latency.
+    """
+    return tuple(_beside(value, results) for value in paper.values)
+
+
+def _beside(value: StatedValue, results: Results) -> Beside:
+    rows = [row for row in results.rows if (row.lane.mode, row.lane.model) == (value.mode, value.model)]
+    scoped = next((found for scope in SCOPES if (found := [row for row in rows if row.lane.scope == scope])), [])
+    if not scoped:
+        reason = next((entry.reason for entry in results.not_run if entry.lane.mode == value.mode), None)
+        return Beside(value, None, reason or f"no row of {value.mode} on {value.model}")
+    if value.batch is not None:
+        row = next((row for row in scoped if row.lane.batch == value.batch), None)
+        return Beside(value, row, "" if row else f"batch {value.batch} was not measured")
+    if value.batch_below is not None:
+        below = [row for row in scoped if row.lane.batch < value.batch_below]
+        if not below:
+            return Beside(value, None, f"no batch below {value.batch_below} was measured")
+        return Beside(value, max(below, key=lambda row: row.lane.batch), "the largest batch measured below it")
+    if value.images_per_second is None:
+        return Beside(value, min(scoped, key=lambda row: row.latency_ms.mean), "our lowest latency")
+    return Beside(value, max(scoped, key=lambda row: row.inferences_per_second), "our highest throughput")
+
+
+@dataclass(frozen=True)
+class WithinBudget:
+    """The highest throughput of a mode on a model whose latency stays within the budget; None when no row does."""
+
+    model: str
+    mode: str
+    device: str
+    scope: str
+    row: Row | None
+    lowest_latency_ms: float
+
+
+def within_budget(rows: Sequence[Row], budget_ms: float = BUDGET_MS, quantity: str = "p99") -> tuple[WithinBudget, ...]:
+    """For each model, scope, mode and device with rows, in their order."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.lane.model, row.lane.mode, row.lane.device, row.lane.scope), []).append(row)
+    return tuple(
+        WithinBudget(
+            *key,
+            row=max(_fitting(found, budget_ms, quantity), key=lambda row: row.inferences_per_second, default=None),
+            lowest_latency_ms=min(getattr(row.latency_ms, quantity) for row in found),
+        )
+        for key, found in groups.items()
+    )
+
+
+def _fitting(rows: Iterable[Row], budget_ms: float, quantity: str) -> list[Row]:
+    return [row for row in rows if getattr(row.latency_ms, quantity) <= budget_ms]

@@ -1,0 +1,9 @@
+"""Makes `bench_fakes` importable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+sys.path[:0] = [str(_HERE), str(_HERE.parent / "bench")]
