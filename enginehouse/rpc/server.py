@@ -105,6 +105,7 @@ async def run_until_signalled(
     *,
     start: Callable[[], Awaitable[None]],
     drain: Callable[[], Awaitable[None]],
+    stopping: Callable[[], Awaitable[None]] | None = None,
     announce: Callable[[int], None] | None = None,
 ) -> None:
     """Run a service until SIGTERM or SIGINT: bind, `start()` its parts, be ready; then not ready, `drain()` its parts.
@@ -112,12 +113,14 @@ async def run_until_signalled(
     Args:
         start: brings up what the service needs; the server already answers, NOT_SERVING.
         drain: releases it after the last call.
+        stopping: called when the signal comes, while calls are still in flight: a service with streams that would
+            never end ends them here, or they hold up the stop for the whole drain time.
         announce: told the port once the service is ready.
     """
-    stopping = asyncio.Event()
+    signalled = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, signalled.set)
     port = await server.start()
     try:
         await start()
@@ -125,9 +128,11 @@ async def run_until_signalled(
         _log.info("ready", port=port)
         if announce is not None:
             announce(port)
-        await stopping.wait()
+        await signalled.wait()
         _log.info("draining")
     finally:
+        if stopping is not None:
+            await stopping()
         await server.stop()
         await drain()
         _log.info("stopped")

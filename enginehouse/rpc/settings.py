@@ -15,22 +15,30 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ENGINEHOUSE_", env_nested_delimiter="__", extra="ignore", frozen=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    project: str = Field("default", description="Project that a process serves where it serves one.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    project: str = Field(default="default", description="Project that a process serves where it serves one.")
     tls_certificate: Path | None = Field(
-        None, description="PEM file of the server's certificate chain; plain text when absent."
+        default=None, description="PEM file of the server's certificate chain; plain text when absent."
     )
-    tls_key: Path | None = Field(None, description="PEM file of the server's private key.")
+    tls_key: Path | None = Field(default=None, description="PEM file of the server's private key.")
     tls_client_ca: Path | None = Field(
-        None, description="PEM file of CAs; clients must then show a certificate (mutual TLS)."
+        default=None, description="PEM file of CAs; clients must then show a certificate (mutual TLS)."
     )
-    max_concurrent_rpcs: int = Field(1000, ge=1, description="Calls served at once; more answer RESOURCE_EXHAUSTED.")
-    max_message_bytes: int = Field(64 << 20, ge=1 << 20, description="Largest request or response message, in bytes.")
+    max_concurrent_rpcs: int = Field(
+        default=1000, ge=1, description="Calls served at once; more answer RESOURCE_EXHAUSTED."
+    )
+    max_message_bytes: int = Field(
+        default=64 << 20, ge=1 << 20, description="Largest request or response message, in bytes."
+    )
     max_connection_age_seconds: float = Field(
-        600.0, gt=0, description="Connections are asked to reconnect after this, so that new replicas get traffic."
+        default=600.0,
+        gt=0,
+        description="Connections are asked to reconnect after this, so that new replicas get traffic.",
     )
-    drain_seconds: float = Field(25.0, ge=0, description="After SIGTERM, how long calls in flight may take to finish.")
+    drain_seconds: float = Field(
+        default=25.0, ge=0, description="After SIGTERM, how long calls in flight may take to finish."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 
