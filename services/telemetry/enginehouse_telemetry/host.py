@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -42,11 +43,10 @@ class HostCollector:
             self._detail_due = self._clock() + self._detail_period
             self._frequency, self._temperature = _frequency(), _temperature()
         per_core = psutil.cpu_percent(percpu=True)
-        total = psutil.cpu_percent()
         primed, self._primed = self._primed, True
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
         return HostReading(
-            cpu_utilization_percent=total if primed else None,
+            cpu_utilization_percent=statistics.fmean(per_core) if primed and per_core else None,
             cpu_utilization_percent_per_core=tuple(per_core) if primed else (),
             load_average_1m=psutil.getloadavg()[0],
             cpu_frequency_mhz=self._frequency,

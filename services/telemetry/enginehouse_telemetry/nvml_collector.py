@@ -125,9 +125,7 @@ class NvmlCollector:
                 before.pop(identity.uuid, None)
             except DeviceLost as error:
                 old = at.get(index)
-                slot = _Slot(
-                    old.identity if old else GpuIdentity(index), None, old.backoff if old else self._new_backoff()
-                )
+                slot = old or _Slot(GpuIdentity(index), None, self._new_backoff())
                 before.pop(slot.identity.uuid, None)
                 slots.append(self._lost(slot, str(error)))
         for slot in before.values():

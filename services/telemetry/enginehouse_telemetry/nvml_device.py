@@ -37,6 +37,8 @@ def open_device(index: int) -> tuple[Any, GpuIdentity]:
             values.update(query.ask(handle))
         except nv.NVMLError as error:
             raise_if_fatal(error)
+        except UnicodeDecodeError:
+            continue  # a damaged InfoROM: what cannot be read is absent
     for field, call in (("driver_version", nv.nvmlSystemGetDriverVersion), ("cuda_driver_version", _cuda_version)):
         try:
             values[field] = call()

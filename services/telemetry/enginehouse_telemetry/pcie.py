@@ -57,7 +57,7 @@ class PcieThroughput:
             self._thread = threading.Thread(target=self._run, name="pcie-throughput", daemon=True)
             self._thread.start()
 
-    def values(self, uuid: str) -> Mapping[str, int]:
+    def values(self, uuid: str) -> Mapping[str, Any]:
         """The newest measurement of a GPU, by field name; empty when there is none that is fresh."""
         seen = self._latest.get(uuid)
         fresh = seen is not None and self._clock() - seen.at <= 3 * self._period

@@ -1,0 +1,5 @@
+import sys
+
+from enginehouse_telemetry.main import main
+
+sys.exit(main())
