@@ -1,0 +1,173 @@
+"""Content-addressed uploads and downloads that resume where they broke."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import IO
+
+from enginehouse.client.connection import Endpoint, backoff
+from enginehouse.errors import (
+    DataLossError,
+    EnginehouseError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutOfRangeError,
+    UnavailableError,
+)
+from enginehouse.v1 import blobs_pb2 as pb
+from enginehouse.v1 import blobs_pb2_grpc
+
+CHUNK_BYTES = 1 << 20
+# Tries in a row that bring nothing further.
+MAX_TRIES = 6
+
+Progress = Callable[[int, int], None]
+"""Told (bytes done, bytes in all) as a transfer goes on."""
+
+
+def digest_of(path: Path) -> str:
+    """ "sha256:" and the digits of a file's digest."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+class AsyncBlobs:
+    """The blobs of a project."""
+
+    def __init__(self, endpoint: Endpoint, parent: str) -> None:
+        self._endpoint = endpoint
+        self._parent = parent
+
+    async def upload(self, path: Path, progress: Progress | None = None) -> str:
+        """Upload a file, or the part of it that the server has not got yet; returns its digest.
+
+        Raises:
+            InvalidArgumentError: there is no such file, or it is empty.
+        """
+        if not path.is_file():
+            raise InvalidArgumentError(f"{path} is no file: expected one to upload")
+        size = path.stat().st_size
+        if size == 0:
+            raise InvalidArgumentError(f"{path} is empty: expected a file with something in it")
+        digest = await asyncio.to_thread(digest_of, path)
+        tries, committed = 0, -1
+        while True:
+            try:
+                found = await self._find(digest)
+                if found.complete:
+                    if progress is not None:
+                        progress(size, size)
+                    return digest
+                tries = 0 if found.committed_bytes > committed else tries
+                committed = found.committed_bytes
+                await self._write(path, digest, size, committed, progress)
+                return digest
+            except (UnavailableError, OutOfRangeError, DataLossError):
+                tries += 1
+                if tries >= MAX_TRIES:
+                    raise
+                await backoff(tries)
+
+    async def download(self, digest: str, target: Path, progress: Progress | None = None, size: int = 0) -> None:
+        """Write a blob to a file that does not exist yet.
+
+        Raises:
+            DataLossError: what came is not what the digest says; the file is removed.
+        """
+        try:
+            with target.open("xb") as file:
+                await self._read(digest, file, progress, size)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+    async def read(self, digest: str) -> bytes:
+        """A small blob, such as a manifest or a log."""
+        data = bytearray()
+        async for chunk in self._chunks(digest):
+            data += chunk
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+            raise _mismatch(digest)
+        return bytes(data)
+
+    async def _read(self, digest: str, file: IO[bytes], progress: Progress | None, size: int) -> None:
+        done, hasher = 0, hashlib.sha256()
+        async for chunk in self._chunks(digest):
+            file.write(chunk)
+            hasher.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(done, max(size, done))
+        if f"sha256:{hasher.hexdigest()}" != digest:
+            raise _mismatch(digest)
+
+    async def _find(self, digest: str) -> pb.FindBlobResponse:
+        stub = self._endpoint.stub(blobs_pb2_grpc.BlobsStub)
+        try:
+            return await self._endpoint.unary(stub.FindBlob, pb.FindBlobRequest(parent=self._parent, digest=digest))
+        except NotFoundError:
+            return pb.FindBlobResponse()
+
+    async def _write(self, path: Path, digest: str, size: int, offset: int, progress: Progress | None) -> None:
+        stub = self._endpoint.stub(blobs_pb2_grpc.BlobsStub)
+        messages = _messages(path, offset, size, progress, self._parent, digest)
+        response = await self._endpoint.send(stub.WriteBlob, messages)
+        if not response.complete:
+            raise UnavailableError(f"the upload of {path.name} stopped at {response.committed_bytes} of {size} bytes")
+
+    async def _chunks(self, digest: str) -> AsyncIterator[bytes]:
+        """The bytes of a blob in order, through broken connections."""
+        offset, tries = 0, 0
+        while True:
+            request = pb.ReadBlobRequest(parent=self._parent, digest=digest, offset=offset)
+            stub = self._endpoint.stub(blobs_pb2_grpc.BlobsStub)
+            try:
+                async for response in self._endpoint.stream(stub.ReadBlob, request):
+                    if response.offset != offset or zlib.crc32(response.data) != response.crc32:
+                        raise DataLossError(f"a chunk of blob {digest} at {offset} arrived damaged")
+                    offset += len(response.data)
+                    tries = 0
+                    yield response.data
+                return
+            except (UnavailableError, DataLossError) as error:
+                tries += 1
+                if tries >= MAX_TRIES or _is_permanent(error):
+                    raise
+                await backoff(tries)
+
+
+async def _messages(
+    path: Path, offset: int, size: int, progress: Progress | None, parent: str, digest: str
+) -> AsyncIterator[pb.WriteBlobRequest]:
+    first = True
+    with path.open("rb") as file:
+        file.seek(offset)
+        # A finished upload whose digest was not checked yet takes one empty message.
+        while (data := file.read(CHUNK_BYTES)) or first:
+            message = pb.WriteBlobRequest(offset=offset, data=data, crc32=zlib.crc32(data))
+            if first:
+                message.parent, message.digest, message.size_bytes = parent, digest, size
+                first = False
+            yield message
+            offset += len(data)
+            if progress is not None:
+                progress(offset, size)
+
+
+def _mismatch(digest: str) -> DataLossError:
+    return DataLossError(
+        f"the bytes that came for {digest} have another digest: the stored blob is damaged, or something on the way is",
+        details={"permanent": "true"},
+    )
+
+
+def _is_permanent(error: EnginehouseError) -> bool:
+    """A server that says its own copy is damaged will say so again."""
+    return isinstance(error, DataLossError) and "arrived damaged" not in error.message

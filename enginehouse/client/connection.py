@@ -1,0 +1,211 @@
+"""A channel to one service: made when first used, remade after a fork or in another event loop, closed once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError
+from enginehouse.rpc.status import from_rpc_error
+
+_S = TypeVar("_S")
+_R = TypeVar("_R")
+
+# Calls that may be sent twice: reads, and those whose second run finds the work of the first done. Inference is not
+# among them: a caller decides whether a request that a crash interrupted is worth another try.
+_RETRIED = (
+    ("enginehouse.v1.Blobs", ("FindBlob",)),
+    ("enginehouse.v1.Models", ("GetModel", "ListModels", "GetDataset", "ListDatasets", "CreateModel", "CreateDataset")),
+    ("enginehouse.v1.Engines", ("GetEngine", "ListEngines")),
+    ("enginehouse.v1.Optimizer", ("Optimize", "GetStageLog")),
+    ("enginehouse.v1.ServingConfigs", ("GetServingConfig", "ListServingConfigs")),
+    ("enginehouse.v1.Telemetry", ("ListDevices", "GetSnapshot", "ListSamples")),
+    ("google.longrunning.Operations", ("GetOperation", "ListOperations", "CancelOperation")),
+)
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": service, "method": method} for service, methods in _RETRIED for method in methods],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A server that restarts is found again within a second, not after gRPC's own two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.service_config", _SERVICE_CONFIG),
+)
+
+
+@dataclass(frozen=True)
+class TLS:
+    """How to speak TLS to the services.
+
+    Attributes:
+        ca: PEM file of the CAs to trust; the system's when None.
+        certificate: PEM file of our certificate, for mutual TLS. Goes with `key`.
+        key: PEM file of our private key.
+        server_name: the name to expect in the servers' certificates, where it is not the address's.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidArgumentError("TLS: certificate and key go together: give both or neither")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files."""
+        return grpc.ssl_channel_credentials(
+            root_certificates=self.ca.read_bytes() if self.ca else None,
+            private_key=self.key.read_bytes() if self.key else None,
+            certificate_chain=self.certificate.read_bytes() if self.certificate else None,
+        )
+
+
+class Outgoing(AsyncIterator[_R]):
+    """Messages to send on a stream. It keeps the error of their source, which gRPC turns into a bare cancellation."""
+
+    def __init__(self, messages: AsyncIterator[_R]) -> None:
+        self._messages = messages
+        self.error: Exception | None = None
+
+    async def __anext__(self) -> _R:
+        try:
+            return await self._messages.__anext__()
+        except StopAsyncIteration:
+            raise
+        except Exception as error:
+            self.error = error
+            raise
+
+
+class Endpoint:
+    """One service's address. Stubs are made from its channel, and its calls raise our errors."""
+
+    def __init__(self, address: str, *, timeout: float, tls: TLS | None) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._tls = tls
+        self._channel: grpc.aio.Channel | None = None
+        self._owner: tuple[int, int] | None = None
+        self._stubs: dict[Any, Any] = {}
+        self._closed = False
+
+    def channel(self) -> grpc.aio.Channel:
+        """The channel of the event loop that runs now.
+
+        Raises:
+            FailedPreconditionError: the client is closed.
+        """
+        if self._closed:
+            raise FailedPreconditionError("this client is closed: make another one")
+        owner = (os.getpid(), id(asyncio.get_running_loop()))
+        if self._channel is None or self._owner != owner:
+            self._stubs = {}
+            self._owner = owner
+            self._channel = self._connect()
+        return self._channel
+
+    def stub(self, kind: Callable[[grpc.aio.Channel], _S]) -> _S:
+        """The stub of that class on the channel."""
+        channel = self.channel()
+        if kind not in self._stubs:
+            self._stubs[kind] = kind(channel)
+        stub: _S = self._stubs[kind]
+        return stub
+
+    async def unary(self, method: Callable[..., Awaitable[_R]], request: Any, *, timeout: float | None = None) -> _R:
+        """Make one call; `timeout` in seconds, the client's own when None.
+
+        Raises:
+            EnginehouseError: of the subclass that stands for the status.
+        """
+        try:
+            return await method(request, timeout=self.timeout if timeout is None else timeout)
+        except grpc.aio.AioRpcError as error:
+            raise self.error(error) from None
+
+    async def send(self, method: Callable[..., Awaitable[_R]], messages: AsyncIterator[Any]) -> _R:
+        """Send a request stream and return its one response.
+
+        Raises:
+            EnginehouseError: of the subclass that stands for the status; and what the messages' source raised.
+        """
+        outgoing = Outgoing(messages)
+        try:
+            return await method(outgoing)
+        except grpc.aio.AioRpcError as error:
+            raise outgoing.error or self.error(error) from None
+        except asyncio.CancelledError:
+            if outgoing.error is not None:
+                raise outgoing.error from None
+            raise
+
+    async def stream(self, method: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
+        """Read a response stream to its end; leaving the iteration early cancels the call. `request` may be `Outgoing`.
+
+        Raises:
+            EnginehouseError: of the subclass that stands for the status.
+        """
+        call = method(request)
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise getattr(request, "error", None) or self.error(error) from None
+        except asyncio.CancelledError:
+            if isinstance(request, Outgoing) and request.error is not None:
+                raise request.error from None
+            raise
+        finally:
+            call.cancel()
+
+    def error(self, error: Any) -> EnginehouseError:
+        """Our error of a failed call, which names the address when nothing answers there."""
+        return from_rpc_error(error, target=self.address)
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight are cancelled. A second close does nothing."""
+        self._closed = True
+        channel, self._channel, self._stubs = self._channel, None, {}
+        if channel is not None and self._owner == (os.getpid(), id(asyncio.get_running_loop())):
+            await channel.close()
+
+    def _connect(self) -> grpc.aio.Channel:
+        options = list(_OPTIONS)
+        if self._tls is None:
+            return grpc.aio.insecure_channel(self.address, options=options)
+        if self._tls.server_name:
+            options.append(("grpc.ssl_target_name_override", self._tls.server_name))
+        return grpc.aio.secure_channel(self.address, self._tls.credentials(), options=options)
+
+
+async def backoff(attempt: int) -> None:
+    """Wait before try number `attempt` + 1 of something that broke: 0.1 s, doubling, 2 s at most."""
+    await asyncio.sleep(min(2.0, 0.1 * 2**attempt))

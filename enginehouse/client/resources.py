@@ -1,0 +1,43 @@
+"""What the resources' clients share: names from ids, all pages of a list."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from enginehouse.client.connection import Endpoint
+from enginehouse.errors import InvalidArgumentError
+
+PAGE_SIZE = 500
+
+
+class Named(Protocol):
+    """A value with a resource name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def full_name(resource: Named | str, parent: str, collection: str) -> str:
+    """The resource name of a value, a name or an id.
+
+    Raises:
+        InvalidArgumentError: it is empty.
+    """
+    name = resource if isinstance(resource, str) else resource.name
+    if not name:
+        raise InvalidArgumentError(f"empty name: expected one of {parent}/{collection}")
+    return name if "/" in name else f"{parent}/{collection}/{name}"
+
+
+async def all_pages(
+    endpoint: Endpoint, method: Callable[..., Awaitable[Any]], request: Any, field: str, limit: int | None = None
+) -> list[Any]:
+    """The items of every page of a List call; of the first pages, when `limit` items suffice."""
+    items: list[Any] = []
+    while True:
+        response = await endpoint.unary(method, request)
+        items.extend(getattr(response, field))
+        if not response.next_page_token or (limit is not None and len(items) >= limit):
+            return items if limit is None else items[:limit]
+        request.page_token = response.next_page_token

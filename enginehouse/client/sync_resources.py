@@ -1,0 +1,235 @@
+"""The synchronous faces of the resources' clients: the same methods, without `await`. A test compares the two."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from enginehouse.client.blobs import Progress
+from enginehouse.client.datasets import Arrays, AsyncDatasets
+from enginehouse.client.engines import AsyncEngines
+from enginehouse.client.jobs import AsyncJob, AsyncJobs
+from enginehouse.client.models import AsyncModels
+from enginehouse.client.portal import Portal
+from enginehouse.client.serving import AsyncServing
+from enginehouse.client.telemetry import AsyncTelemetry
+from enginehouse.client.values import Dataset, DeviceList, Engine, JobEvent, JobView, Model, Sample, ServingConfig
+
+
+class Models:
+    """The models of a project. See `AsyncModels` for what each method does."""
+
+    def __init__(self, portal: Portal, inner: AsyncModels) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    def upload(
+        self,
+        path: str | Path,
+        model_id: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> Model:
+        """Upload a model's file or SavedModel folder and register it. `progress` is called in another thread."""
+        upload = self._inner.upload(path, model_id, labels=labels, replace=replace, progress=progress)
+        return self._portal.run(upload)
+
+    def create_zoo(
+        self, model_id: str, architecture: str, seed: int = 0, *, labels: Mapping[str, str] | None = None
+    ) -> Model:
+        """Register an architecture of the optimizer's zoo, random weights from a seed."""
+        return self._portal.run(self._inner.create_zoo(model_id, architecture, seed, labels=labels))
+
+    def ensure_zoo(self, name: str, *, seed: int = 0) -> Model:
+        """The model of that name if there is one, else the zoo's architecture of that name, registered under it."""
+        return self._portal.run(self._inner.ensure_zoo(name, seed=seed))
+
+    def get(self, model: Model | str) -> Model:
+        """A model by its name or id."""
+        return self._portal.run(self._inner.get(model))
+
+    def list(self) -> builtins.list[Model]:
+        """All of the project's models."""
+        return self._portal.run(self._inner.list())
+
+    def delete(self, model: Model | str) -> None:
+        """Delete a model; its engines stay."""
+        self._portal.run(self._inner.delete(model))
+
+
+class Datasets:
+    """The datasets of a project. See `AsyncDatasets` for what each method does."""
+
+    def __init__(self, portal: Portal, inner: AsyncDatasets) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    def upload(
+        self,
+        data: str | Path | Arrays,
+        dataset_id: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> Dataset:
+        """Upload an .npz file or arrays and register them. `progress` is called in another thread."""
+        upload = self._inner.upload(data, dataset_id, labels=labels, replace=replace, progress=progress)
+        return self._portal.run(upload)
+
+    def get(self, dataset: Dataset | str) -> Dataset:
+        """A dataset by its name or id."""
+        return self._portal.run(self._inner.get(dataset))
+
+    def list(self) -> builtins.list[Dataset]:
+        """All of the project's datasets."""
+        return self._portal.run(self._inner.list())
+
+    def delete(self, dataset: Dataset | str) -> None:
+        """Delete a dataset."""
+        self._portal.run(self._inner.delete(dataset))
+
+
+class Engines:
+    """The engines of a project. See `AsyncEngines` for what each method does."""
+
+    def __init__(self, portal: Portal, inner: AsyncEngines) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    def get(self, engine: Engine | str) -> Engine:
+        """An engine by its name or id."""
+        return self._portal.run(self._inner.get(engine))
+
+    def list(
+        self, *, model: Model | str | None = None, backend: str = "", precision: str | None = None
+    ) -> builtins.list[Engine]:
+        """The project's engines; only those of a model, a backend, a precision, where given."""
+        return self._portal.run(self._inner.list(model=model, backend=backend, precision=precision))
+
+    def delete(self, engine: Engine | str) -> None:
+        """Delete an engine that no serving configuration names."""
+        self._portal.run(self._inner.delete(engine))
+
+    def manifest(self, engine: Engine | str) -> dict[str, Any]:
+        """How the engine was made, stage by stage, with which tools, and what it measured."""
+        return self._portal.run(self._inner.manifest(engine))
+
+    def build_log(self, engine: Engine | str) -> str:
+        """What the backend said while it built the engine; empty when it kept no log."""
+        return self._portal.run(self._inner.build_log(engine))
+
+    def download(
+        self, engine: Engine | str, directory: str | Path | None = None, *, progress: Progress | None = None
+    ) -> Path:
+        """Download an engine's checked files; the directory appears when it is whole."""
+        return self._portal.run(self._inner.download(engine, directory, progress=progress))
+
+
+class Job:
+    """An optimization that runs, or ran, in the optimizer. See `AsyncJob` for what each method does."""
+
+    def __init__(self, portal: Portal, inner: AsyncJob) -> None:
+        self._portal = portal
+        self._inner = inner
+        self.name = inner.name
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return self._inner.id
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def events(self, after_sequence: int = 0) -> Iterator[JobEvent]:
+        """What happened and happens, in order and each once, until the job ends. The last event has `job`."""
+        return self._portal.iterate(self._inner.events(after_sequence))
+
+    def result(self, timeout: float | None = None) -> list[Engine]:
+        """Wait for the job and return its engines, in the order of its targets; raise what it ended with."""
+        return self._portal.run(self._inner.result(timeout))
+
+    def metadata(self) -> JobView:
+        """The job as it is now."""
+        return self._portal.run(self._inner.metadata())
+
+    def log(self, stage: str) -> str:
+        """The end of a stage's log, at most 1 MiB."""
+        return self._portal.run(self._inner.log(stage))
+
+    def cancel(self) -> None:
+        """Ask the job to stop."""
+        self._portal.run(self._inner.cancel())
+
+
+class Jobs:
+    """The jobs of a project. See `AsyncJobs` for what each method does."""
+
+    def __init__(self, portal: Portal, inner: AsyncJobs) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    def get(self, job: JobView | str) -> Job:
+        """A job by its name or id."""
+        return Job(self._portal, self._portal.run(self._inner.get(job)))
+
+    def list(self, filter: str = "", *, limit: int | None = None) -> builtins.list[JobView]:  # noqa: A002
+        """The project's jobs, the newest first."""
+        return self._portal.run(self._inner.list(filter, limit=limit))
+
+
+class Serving:
+    """The serving configurations of a project. See `AsyncServing` for what each method does."""
+
+    def __init__(self, portal: Portal, inner: AsyncServing) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    def get(self, model_name: ServingConfig | str) -> ServingConfig:
+        """The configuration of a served model."""
+        return self._portal.run(self._inner.get(model_name))
+
+    def list(self) -> builtins.list[ServingConfig]:
+        """All of the project's configurations."""
+        return self._portal.run(self._inner.list())
+
+
+class Telemetry:
+    """The telemetry of a node. See `AsyncTelemetry` for what each method does."""
+
+    def __init__(self, portal: Portal, inner: AsyncTelemetry) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    def devices(self) -> DeviceList:
+        """The GPUs; where there are none, why."""
+        return self._portal.run(self._inner.devices())
+
+    def snapshot(self, *, fields: Sequence[str] = ()) -> Sample:
+        """The newest sample."""
+        return self._portal.run(self._inner.snapshot(fields=fields))
+
+    def stream(
+        self, *, period: float = 1.0, fields: Sequence[str] = (), devices: Sequence[str | int] = ()
+    ) -> Iterator[Sample]:
+        """Samples as they are taken, every `period` seconds, until the iteration is left."""
+        return self._portal.iterate(self._inner.stream(period=period, fields=fields, devices=devices))
+
+    def history(
+        self,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        fields: Sequence[str] = (),
+        devices: Sequence[str | int] = (),
+        limit: int | None = None,
+    ) -> list[Sample]:
+        """Past samples, oldest first, from `start` (inclusive) to `end` (exclusive)."""
+        history = self._inner.history(start, end, fields=fields, devices=devices, limit=limit)
+        return self._portal.run(history)

@@ -1,0 +1,49 @@
+"""What the SDK takes and returns: frozen dataclasses, made from and turned into the protocol's messages."""
+
+from __future__ import annotations
+
+from enginehouse.client.values.engines import (
+    BatchProfile,
+    Device,
+    Engine,
+    EngineFile,
+    TensorSpec,
+    Verification,
+)
+from enginehouse.client.values.inference import InferResult, ModelIndex, ModelSignature
+from enginehouse.client.values.jobs import JobEvent, JobView, StageView
+from enginehouse.client.values.models import Dataset, Model, Zoo
+from enginehouse.client.values.serving import Batching, ServedVersion, ServingConfig
+from enginehouse.client.values.targets import Calibration, Synthetic, Target, VerificationSpec
+from enginehouse.client.values.telemetry import DeviceList, GpuDevice, GpuProcess, GpuSample, HostSample, Sample
+
+__all__ = [
+    "BatchProfile",
+    "Batching",
+    "Calibration",
+    "Dataset",
+    "Device",
+    "DeviceList",
+    "Engine",
+    "EngineFile",
+    "GpuDevice",
+    "GpuProcess",
+    "GpuSample",
+    "HostSample",
+    "InferResult",
+    "JobEvent",
+    "JobView",
+    "Model",
+    "ModelIndex",
+    "ModelSignature",
+    "Sample",
+    "ServedVersion",
+    "ServingConfig",
+    "StageView",
+    "Synthetic",
+    "Target",
+    "TensorSpec",
+    "Verification",
+    "VerificationSpec",
+    "Zoo",
+]
