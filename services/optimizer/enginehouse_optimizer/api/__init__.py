@@ -1,0 +1,1 @@
+"""The gRPC services: each checks requests, asks storage and the pipeline, and raises `EnginehouseError`."""

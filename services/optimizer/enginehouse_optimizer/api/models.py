@@ -1,0 +1,154 @@
+"""Models and datasets."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import empty_pb2
+
+from enginehouse.artifacts import digest_json, parse_digest
+from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
+from enginehouse.names import ResourceName, check_id, parse, parse_project
+from enginehouse.v1 import models_pb2 as pb
+from enginehouse.v1 import models_pb2_grpc
+from enginehouse_optimizer.api.datasets import inspect_npz
+from enginehouse_optimizer.pipeline.zoo import ARCHITECTURES
+from enginehouse_optimizer.storage.blobs import ProjectBlobs
+from enginehouse_optimizer.storage.jobs import Jobs
+from enginehouse_optimizer.storage.paging import Page
+from enginehouse_optimizer.storage.resources import Resources
+from enginehouse_optimizer.threads import in_thread
+
+MODELS = "models"
+DATASETS = "datasets"
+_MAX_FILE_NAME = 255
+_MAX_LABELS = 64
+_MAX_SEED = 2**32 - 1
+# The first bytes of the formats that have a magic number.
+_MAGIC = {
+    pb.MODEL_FORMAT_KERAS: (b"PK\x03\x04", "a .keras archive (a zip file)"),
+    pb.MODEL_FORMAT_KERAS_HDF5: (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+}
+
+
+class ModelsService(models_pb2_grpc.ModelsServicer):
+    """Registers what was uploaded under names."""
+
+    def __init__(
+        self, models: Resources[pb.Model], datasets: Resources[pb.Dataset], blobs: ProjectBlobs, jobs: Jobs
+    ) -> None:
+        self._models = models
+        self._datasets = datasets
+        self._blobs = blobs
+        self._jobs = jobs
+
+    async def CreateModel(self, request: pb.CreateModelRequest, context: Any) -> pb.Model:  # noqa: N802
+        name = ResourceName(parse_project(request.parent), MODELS, check_id(request.model_id, "model_id"))
+        model = pb.Model(name=str(name), format=request.model.format, file_name=request.model.file_name)
+        _check_file_name(model.file_name)
+        _copy_labels(request.model.labels, model.labels)
+        if request.model.format == pb.MODEL_FORMAT_ZOO:
+            self._set_zoo(model, request.model)
+        else:
+            await self._set_blob(name.project, model, request.model)
+        model.create_time.GetCurrentTime()
+        return self._models.create(name, model.digest, model, replace=request.allow_replace)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.Model:  # noqa: N802
+        return self._models.get(parse(request.name, MODELS))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
+        page = Page.of(request.page_size, request.page_token)
+        models, token = self._models.page(parse_project(request.parent), page)
+        return pb.ListModelsResponse(models=models, next_page_token=token)
+
+    async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> empty_pb2.Empty:  # noqa: N802
+        name = parse(request.name, MODELS)
+        if self._jobs.uses_model(name.project, str(name)):
+            raise FailedPreconditionError(f"{name} is being optimized: cancel or await the operation first")
+        self._models.delete(name)
+        return empty_pb2.Empty()
+
+    async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Any) -> pb.Dataset:  # noqa: N802
+        name = ResourceName(parse_project(request.parent), DATASETS, check_id(request.dataset_id, "dataset_id"))
+        dataset = pb.Dataset(name=str(name), blob=request.dataset.blob, file_name=request.dataset.file_name)
+        _check_file_name(dataset.file_name)
+        _copy_labels(request.dataset.labels, dataset.labels)
+        path = await self._blob(name.project, dataset.blob)
+        facts = await in_thread(inspect_npz, path)
+        dataset.size_bytes = path.stat().st_size
+        dataset.samples, dataset.labelled = facts.samples, facts.labelled
+        dataset.create_time.GetCurrentTime()
+        return self._datasets.create(name, dataset.blob, dataset, replace=request.allow_replace)
+
+    async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.Dataset:  # noqa: N802
+        return self._datasets.get(parse(request.name, DATASETS))
+
+    async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Any) -> pb.ListDatasetsResponse:  # noqa: N802
+        page = Page.of(request.page_size, request.page_token)
+        datasets, token = self._datasets.page(parse_project(request.parent), page)
+        return pb.ListDatasetsResponse(datasets=datasets, next_page_token=token)
+
+    async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> empty_pb2.Empty:  # noqa: N802
+        self._datasets.delete(parse(request.name, DATASETS))
+        return empty_pb2.Empty()
+
+    def _set_zoo(self, model: pb.Model, given: pb.Model) -> None:
+        if given.WhichOneof("source") != "zoo":
+            raise InvalidArgumentError("a model of format ZOO needs `zoo`: an architecture and a seed")
+        check_architecture(given.zoo.architecture)
+        if not 0 <= given.zoo.seed <= _MAX_SEED:
+            raise InvalidArgumentError(f"zoo.seed is {given.zoo.seed}: expected 0 to {_MAX_SEED}")
+        model.zoo.CopyFrom(given.zoo)
+        model.digest = digest_json({"zoo": {"architecture": given.zoo.architecture, "seed": given.zoo.seed}})
+
+    async def _set_blob(self, project: str, model: pb.Model, given: pb.Model) -> None:
+        if given.format == pb.MODEL_FORMAT_UNSPECIFIED or given.format not in pb.ModelFormat.values():
+            raise InvalidArgumentError("the model has no known format: expected one of ModelFormat's")
+        if given.WhichOneof("source") != "blob":
+            raise InvalidArgumentError("the model has no `blob`: upload its file with WriteBlob and name the digest")
+        path = await self._blob(project, given.blob)
+        magic = _MAGIC.get(given.format)
+        if magic is not None and _head(path, len(magic[0])) != magic[0]:
+            raise InvalidArgumentError(
+                f"the blob is not {magic[1]}, which {pb.ModelFormat.Name(given.format)} means: "
+                "name the format that the file has"
+            )
+        model.blob = model.digest = given.blob
+        model.size_bytes = path.stat().st_size
+
+    async def _blob(self, project: str, digest: str) -> Path:
+        parse_digest(digest)
+        store = self._blobs.of(project)
+        if not store.has(digest):
+            raise FailedPreconditionError(
+                f"the blob {digest} is not complete in this project: upload it with WriteBlob first",
+                details={"digest": digest},
+            )
+        return await in_thread(store.path, digest)
+
+
+def check_architecture(name: str) -> None:
+    """Raises InvalidArgumentError, with close matches, when the zoo has no such architecture."""
+    if name not in ARCHITECTURES:
+        near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+        raise InvalidArgumentError(f"the zoo has no {name!r}: it has {', '.join(ARCHITECTURES)}{hint}")
+
+
+def _check_file_name(name: str) -> None:
+    if len(name) > _MAX_FILE_NAME:
+        raise InvalidArgumentError(f"file_name has {len(name)} characters: expected at most {_MAX_FILE_NAME}")
+
+
+def _copy_labels(given: Any, target: Any) -> None:
+    if len(given) > _MAX_LABELS:
+        raise InvalidArgumentError(f"there are {len(given)} labels: expected at most {_MAX_LABELS}")
+    target.update(given)
+
+
+def _head(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)

@@ -1,0 +1,110 @@
+"""google.longrunning.Operations over jobs."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from google.longrunning import operations_pb2 as pb
+from google.longrunning import operations_pb2_grpc
+from google.protobuf import empty_pb2
+
+from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
+from enginehouse.names import parse, parse_project
+from enginehouse.v1 import optimizer_pb2
+from enginehouse_optimizer.notifier import Notifier
+from enginehouse_optimizer.pipeline.manager import JobManager
+from enginehouse_optimizer.storage.jobs import LIVE, Job, Jobs
+from enginehouse_optimizer.storage.paging import Page
+
+COLLECTION = "operations"
+_STATES = {
+    name.removeprefix("JOB_STATE_"): number
+    for name, number in optimizer_pb2.JobState.items()
+    if number != optimizer_pb2.JOB_STATE_UNSPECIFIED
+}
+_TERM = re.compile(r'(done|state|model)\s*=\s*(?:"([^"]*)"|(\S+))')
+_FILTER_HELP = 'expected terms done=true, done=false, state=RUNNING or model="projects/..." joined by AND'
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a list shows: jobs in these states, and of this model when it is set."""
+
+    states: tuple[int, ...]
+    model: str = ""
+
+
+def parse_filter(text: str) -> Filter:
+    """Read a filter.
+
+    Raises:
+        InvalidArgumentError: it is not of the form that the message says.
+    """
+    states, model = set(_STATES.values()), ""
+    for term in re.split(r"\s+AND\s+", text.strip()) if text.strip() else []:
+        match = _TERM.fullmatch(term.strip())
+        if match is None:
+            raise InvalidArgumentError(f"filter {text!r} is not understood: {_FILTER_HELP}")
+        field, value = match.group(1), match.group(2) or match.group(3) or ""
+        if field == "model":
+            model = value
+        elif field == "done" and value in ("true", "false"):
+            states &= {state for state in states if (state not in LIVE) == (value == "true")}
+        elif field == "state" and value.removeprefix("JOB_STATE_") in _STATES:
+            states &= {_STATES[value.removeprefix("JOB_STATE_")]}
+        else:
+            raise InvalidArgumentError(f"filter {text!r} has an unknown value {value!r}: {_FILTER_HELP}")
+    return Filter(tuple(sorted(states)), model)
+
+
+class OperationsService(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc, unused-ignore]
+    """Get, list, cancel, delete and wait."""
+
+    def __init__(self, jobs: Jobs, manager: JobManager, notifier: Notifier) -> None:
+        self._jobs = jobs
+        self._manager = manager
+        self._notifier = notifier
+
+    async def GetOperation(self, request: pb.GetOperationRequest, context: Any) -> pb.Operation:  # noqa: N802
+        return self._jobs.operation(self._job(request.name))
+
+    async def ListOperations(  # noqa: N802
+        self, request: pb.ListOperationsRequest, context: Any
+    ) -> pb.ListOperationsResponse:
+        project = parse_project(request.name.removesuffix(f"/{COLLECTION}"))
+        wanted = parse_filter(request.filter)
+        page = Page.of(request.page_size, request.page_token)
+        jobs, token = self._jobs.page(project, page, states=wanted.states, model=wanted.model)
+        return pb.ListOperationsResponse(operations=[self._jobs.operation(job) for job in jobs], next_page_token=token)
+
+    async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> empty_pb2.Empty:  # noqa: N802
+        self._manager.cancel(self._job(request.name))
+        return empty_pb2.Empty()
+
+    async def DeleteOperation(self, request: pb.DeleteOperationRequest, context: Any) -> empty_pb2.Empty:  # noqa: N802
+        job = self._job(request.name)
+        if not job.done:
+            raise FailedPreconditionError(f"{job.name} is not done: cancel it first")
+        self._jobs.delete(job)
+        return empty_pb2.Empty()
+
+    async def WaitOperation(self, request: pb.WaitOperationRequest, context: Any) -> pb.Operation:  # noqa: N802
+        """Returns when the operation is done, or unfinished when the timeout is up."""
+        job = self._job(request.name)
+        limit = request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else None
+        loop_end = None if limit is None else time.monotonic() + limit
+        with self._notifier.watch(("job", job.number)) as watch:
+            while not job.done:
+                watch.arm()
+                job = self._jobs.by_number(job.number)
+                left = None if loop_end is None else loop_end - time.monotonic()
+                if job.done or (left is not None and left <= 0) or not await watch.wait(left):
+                    break
+        return self._jobs.operation(self._jobs.by_number(job.number))
+
+    def _job(self, name: str) -> Job:
+        parsed = parse(name, COLLECTION)
+        return self._jobs.get(parsed.project, parsed.id)

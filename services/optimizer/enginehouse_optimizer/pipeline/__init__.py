@@ -1,0 +1,1 @@
+"""From a request to engines: plan (pure), run stages, publish."""

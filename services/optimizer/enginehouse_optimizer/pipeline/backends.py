@@ -1,0 +1,75 @@
+"""What each backend can do, as data: a new backend joins by a row here and an environment on the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from enginehouse.workers.environments import BACKEND_ENVIRONMENTS
+
+# Environments that stages run in whatever the backend.
+FREEZING = "tensorflow"
+QUANTIZING = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A row of the table.
+
+    Attributes:
+        builds_from: the stage whose output an unquantized engine is built from.
+        precisions: names of `Precision` less their prefix.
+        dialect: how Q/DQ is placed for it; None when it takes no quantized graph.
+        options: build options that it knows, each with what it means.
+        device: "cpu" or "gpu".
+    """
+
+    name: str
+    builds_from: str
+    precisions: frozenset[str]
+    dialect: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def environment(self) -> str:
+        return BACKEND_ENVIRONMENTS[self.name]
+
+
+# Precisions for which a quantized graph is built.
+QUANTIZED = frozenset({"INT8", "FP8"})
+
+BACKENDS: Mapping[str, Backend] = MappingProxyType(
+    {
+        backend.name: backend
+        for backend in (
+            Backend(
+                "onnxruntime",
+                "convert",
+                frozenset({"FP32", "INT8"}),
+                dialect="onnxruntime",
+                options={
+                    "intra_op_threads": "threads of one operator; 0: one a core",
+                    "inter_op_threads": "operators run at once",
+                    "graph_optimization": "all, extended, basic or disabled",
+                    "spinning": "true: idle threads wait in a loop; false: they sleep",
+                },
+            ),
+            Backend("tensorflow", "freeze", frozenset({"FP32"})),
+            Backend(
+                "tensorrt",
+                "convert",
+                frozenset({"FP32", "TF32", "FP16", "BF16", "INT8"}),
+                dialect="tensorrt",
+                device="gpu",
+            ),
+            Backend("tf-trt", "freeze", frozenset({"FP32", "TF32", "FP16"}), device="gpu"),
+        )
+    }
+)
+
+
+def backends_with(precision: str) -> list[str]:
+    """Names of the backends that have a precision."""
+    return sorted(backend.name for backend in BACKENDS.values() if precision in backend.precisions)

@@ -1,0 +1,244 @@
+"""Runs stages: each key once at a time, however many jobs want it, and not at all when its result is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import structlog
+
+from enginehouse.artifacts import BlobStore, Tree, TreeEntry, materialize, store_tree
+from enginehouse.errors import DataLossError, EnginehouseError, InternalError, NotFoundError
+from enginehouse.workers.environments import WorkerEnvironments
+from enginehouse.workers.stage import StageLimits, StageSpec, run_stage
+from enginehouse_optimizer.pipeline.plan import PlannedStage, Upload
+from enginehouse_optimizer.storage.blobs import ProjectBlobs
+from enginehouse_optimizer.storage.stage_results import StageResult, StageResults
+from enginehouse_optimizer.threads import in_thread
+
+# A log is kept whole up to this; of a longer one, the end.
+MAX_LOG_BYTES = 8 << 20
+
+_log = structlog.get_logger("stages")
+
+
+class Listener(Protocol):
+    """Told, in the event loop, what becomes of a stage that a job wants."""
+
+    def reused(self, log_digest: str) -> None:
+        """Its result was stored."""
+
+    def running(self, log: Path) -> None:
+        """It runs now, and writes this log."""
+
+    def progress(self, fraction: float, message: str) -> None: ...
+
+    def logged(self, log_digest: str) -> None:
+        """It has ended, well or not, and left this log."""
+
+
+@dataclass(eq=False)
+class _Flight:
+    """One run of one key. It ends early when nobody listens any more."""
+
+    task: asyncio.Task[StageResult] | None = None
+    listeners: list[Listener] = field(default_factory=list)
+    log: Path | None = None
+    last: tuple[float, str] | None = None
+
+    def tell(self, what: Callable[[Listener], None]) -> None:
+        for listener in list(self.listeners):
+            what(listener)
+
+    def join(self, listener: Listener) -> None:
+        self.listeners.append(listener)
+        if self.log is not None:
+            listener.running(self.log)
+        if self.last is not None:
+            listener.progress(*self.last)
+
+
+@dataclass(frozen=True)
+class StageSlots:
+    """How many stages run at once: in all, and in each environment (by default, and for named ones)."""
+
+    total: int = 2
+    per_environment: int = 1
+    overrides: Mapping[str, int] = field(default_factory=dict)
+
+
+class StageRunner:
+    """The stages of all jobs. `work_dir` is emptied by whoever makes one: no stage survives the service."""
+
+    def __init__(
+        self,
+        results: StageResults,
+        blobs: ProjectBlobs,
+        environments: WorkerEnvironments,
+        work_dir: Path,
+        limits: StageLimits,
+        slots: StageSlots,
+    ) -> None:
+        self._results = results
+        self._blobs = blobs
+        self._environments = environments
+        self._work_dir = work_dir
+        self._limits = limits
+        self._slots = slots
+        self._total = asyncio.Semaphore(slots.total)
+        self._each: dict[str, asyncio.Semaphore] = {}
+        self._flights: dict[tuple[str, str], _Flight] = {}
+
+    async def obtain(
+        self, project: str, stage: PlannedStage, outputs: Mapping[str, Tree], listener: Listener
+    ) -> StageResult:
+        """The result of a stage: stored, of a run in progress, or of a new run.
+
+        Args:
+            outputs: for each input that is another stage's output, its files.
+
+        Raises:
+            EnginehouseError: the stage failed.
+        """
+        key = (project, stage.key)
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight()
+            flight.task = asyncio.ensure_future(self._fly(flight, project, stage, outputs))
+            flight.task.add_done_callback(lambda _: self._landed(key, flight))
+        assert flight.task is not None
+        flight.join(listener)
+        try:
+            return await asyncio.shield(flight.task)
+        except asyncio.CancelledError:
+            if flight.task.cancelled():  # not we: the run itself
+                raise InternalError(f"stage {stage.name!r} was stopped") from None
+            raise
+        finally:
+            flight.listeners.remove(listener)
+            if not flight.listeners and not flight.task.done():
+                self._landed(key, flight)
+                flight.task.cancel()
+                await asyncio.wait({flight.task})
+
+    def _landed(self, key: tuple[str, str], flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if flight.task is not None and flight.task.done() and not flight.task.cancelled():
+            flight.task.exception()  # retrieved, also when nobody waits any more
+
+    async def _fly(
+        self, flight: _Flight, project: str, stage: PlannedStage, outputs: Mapping[str, Tree]
+    ) -> StageResult:
+        stored = await self._stored(project, stage.key)
+        if stored is not None:
+            flight.tell(lambda listener: listener.reused(stored.log_digest))
+            return stored
+        environment = self._slot(stage.environment)
+        # The environment's slot first: a job that waits for it must not hold one of the few that all share.
+        async with environment, self._total:
+            return await self._run(flight, project, stage, outputs)
+
+    async def _run(
+        self, flight: _Flight, project: str, stage: PlannedStage, outputs: Mapping[str, Tree]
+    ) -> StageResult:
+        store = self._blobs.of(project)
+        work = self._work_dir / uuid4().hex
+        work.mkdir(parents=True)
+        log = work / "stage.log"
+        log.touch()
+        flight.log = log
+        flight.tell(lambda listener: listener.running(log))
+        _log.info("stage starts", project=project, stage=stage.name, key=stage.key)
+        log_digest = ""
+        try:
+            spec = StageSpec(stage.stage, {n: work / "inputs" / n for n in stage.inputs}, work / "output", stage.params)
+            for name, source in stage.inputs.items():
+                tree = _upload_tree(store, source) if isinstance(source, Upload) else outputs[name]
+                await in_thread(materialize, store, tree, spec.inputs[name])
+            spec.output.mkdir()
+
+            def progress(fraction: float, message: str) -> None:
+                flight.last = (fraction, message)
+                flight.tell(lambda listener: listener.progress(fraction, message))
+
+            found = await run_stage(
+                self._environments.environment(stage.environment), spec, log=log, progress=progress, limits=self._limits
+            )
+            tree = await in_thread(store_tree, store, spec.output, move=True)
+            log_digest = _store_log(store, log)
+            result = StageResult(tree, found, log_digest)
+            self._results.put(project, stage.key, result)
+            _log.info("stage succeeded", project=project, stage=stage.name, seconds=found.get("seconds"))
+            return result
+        except EnginehouseError as error:
+            _log.warning("stage failed", project=project, stage=stage.name, status=error.reason, error=error.message)
+            raise
+        finally:
+            log_digest = log_digest or _store_log(store, log)
+            flight.tell(lambda listener: listener.logged(log_digest))
+            await in_thread(shutil.rmtree, work, ignore_errors=True)
+
+    async def _stored(self, project: str, key: str) -> StageResult | None:
+        result = self._results.get(project, key)
+        if result is None:
+            return None
+        store = self._blobs.of(project)
+        try:
+            await in_thread(_verify, store, result.tree)
+        except (NotFoundError, DataLossError) as error:
+            _log.warning("stored result is damaged: the stage runs again", key=key, error=error.message)
+            self._results.forget(project, key)
+            return None
+        return result
+
+    def _slot(self, environment: str) -> asyncio.Semaphore:
+        if environment not in self._each:
+            count = self._slots.overrides.get(environment, self._slots.per_environment)
+            self._each[environment] = asyncio.Semaphore(count)
+        return self._each[environment]
+
+
+def _verify(store: BlobStore, tree: Tree) -> None:
+    for entry in tree.entries:
+        store.path(entry.digest)
+
+
+def _upload_tree(store: BlobStore, upload: Upload) -> Tree:
+    return Tree((TreeEntry(upload.file_name, upload.digest, store.size(upload.digest)),))
+
+
+def _store_log(store: BlobStore, log: Path) -> str:
+    """Keep a log; a log that cannot be kept must not hide how its stage ended."""
+    with suppress(OSError, EnginehouseError), log.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - MAX_LOG_BYTES))
+        return store.put_bytes(file.read(MAX_LOG_BYTES))
+    return ""
+
+
+def read_json_file(store: BlobStore, tree: Tree, path: str) -> dict[str, Any]:
+    """A JSON object among a stage's files. Reads the disk: call it from a thread.
+
+    Raises:
+        InternalError: the stage did not write it, or wrote something else.
+    """
+    entry = tree.find(path)
+    if entry is None:
+        raise InternalError(
+            f"the stage wrote no {path} (it wrote {', '.join(e.path for e in tree.entries) or 'nothing'})"
+        )
+    try:
+        value = json.loads(store.read_bytes(entry.digest))
+    except ValueError as error:
+        raise InternalError(f"the stage wrote a {path} that is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InternalError(f"the stage wrote a {path} that is no JSON object")
+    return value

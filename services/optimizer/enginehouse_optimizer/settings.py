@@ -1,0 +1,41 @@
+"""The optimizer's settings: environment variables `ENGINEHOUSE_*`, read when it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from enginehouse.rpc.settings import ServerSettings
+
+
+class OptimizerSettings(ServerSettings):
+    """Beside what every server has."""
+
+    port: int = Field(8010, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    data_dir: Path = Field(
+        Path(".enginehouse/optimizer"), description="Folder of the database, the blobs and running stages' files."
+    )
+    max_queued_jobs: int = Field(100, ge=1, description="Optimizations that may wait; more answer RESOURCE_EXHAUSTED.")
+    max_running_jobs: int = Field(4, ge=1, description="Optimizations that run at once; their stages share the slots.")
+    max_running_stages: int = Field(2, ge=1, description="Stages that run at once, in all environments together.")
+    stages_per_environment: int = Field(
+        1, ge=1, description="Stages that run at once in one worker environment: conversions take 6 to 9 GB each."
+    )
+    environment_stages: dict[str, int] = Field(
+        default_factory=dict,
+        description='The same for named environments, as JSON: {"onnxruntime": 2}.',
+    )
+    stage_timeout_seconds: float = Field(3600.0, gt=0, description="A stage that runs longer is stopped.")
+    stage_memory_bytes: int = Field(
+        0, ge=0, description="Resident memory at which a stage is killed; 0: no limit but the machine's."
+    )
+    stage_grace_seconds: float = Field(
+        5.0, ge=0, description="What a stage may take to end after SIGTERM before it is killed."
+    )
+    max_blob_bytes: int = Field(64 << 30, ge=1, description="Size of the largest upload.")
+    max_concurrent_uploads: int = Field(16, ge=1, description="Uploads at once; more answer RESOURCE_EXHAUSTED.")
+    upload_idle_seconds: float = Field(60.0, gt=0, description="An upload that sends nothing for so long is ended.")
+    upload_retention_seconds: float = Field(
+        7 * 86400.0, gt=0, description="Unfinished uploads older than this are removed when the service starts."
+    )
