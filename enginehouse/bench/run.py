@@ -74,7 +74,7 @@ async def execute(
     machine: Machine | None = None,
 ) -> RunSummary:
     """`run_suite` on any implementation of its seams; `machine` is read when it is None. Raises the same."""
-    known = machine or await asyncio.to_thread(read_machine)
+    known: Machine = await asyncio.to_thread(read_machine) if machine is None else machine
     started = {"started": utc(), "enginehouse": package_version(), **({"command": command} if command else {})}
     store = (ResultStore.resume if resume else ResultStore.create)(directory, suite, started)
     recorder = TelemetryRecorder(seams.telemetry, store.telemetry_path)

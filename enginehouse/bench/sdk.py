@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Building a TF-TRT engine for every batch size takes minutes.
 READY_SECONDS = 900.0
+# A large batch on a CPU with several requests in flight.
+CALL_SECONDS = 300.0
 
 
 def connect(client: AsyncClient, suite: Suite, progress: Progress) -> Seams:
@@ -183,7 +185,7 @@ class SdkServing:
         await self._client.unload(name)
 
     async def infer(self, name: str, inputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        await self._client.infer(name, inputs)
+        await self._client.infer(name, inputs, timeout=CALL_SECONDS)
 
     async def software(self) -> Mapping[str, str]:
         return bench_software()

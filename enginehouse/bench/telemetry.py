@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import csv
 import io
 from collections import deque
@@ -49,11 +48,12 @@ class TelemetryRecorder:
             self._task = asyncio.create_task(self._record(self._source), name="telemetry recorder")
 
     async def stop(self) -> None:
-        """Stop, and write the CSV beside the JSON lines."""
+        """Stop; what was sampled is on disk then."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            (outcome,) = await asyncio.gather(self._task, return_exceptions=True)
+            if isinstance(outcome, Exception):
+                self.missing = f"telemetry: {type(outcome).__name__}: {outcome}"
             self._task = None
 
     async def _record(self, source: TelemetrySource) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,14 +118,15 @@ def modes_plot(name: str, rows: Sequence[Row], modes: Sequence[str], scope: str)
                 color=_FOREGROUND,
                 linewidth=1,
             )
-            note = f"  {short(rate)}  (batch {row.lane.batch})"
-            axis.text(max(row.interval[1], rate), position, note, va="center", fontsize=9, color=_MUTED)
+            end = (max(row.interval[1], rate), position)
+            note = f"{short(rate)} (batch {row.lane.batch})"
+            axis.annotate(note, end, (6, 0), textcoords="offset points", va="center", fontsize=9, color=_MUTED)
             ticks.append(position)
             labels.append(mode if len(models) == 1 else f"{model}  {mode}")
             position += 1
         position += 0.6
     axis.set_yticks(ticks, labels, fontsize=9)
-    axis.set_xscale("log")
+    _log(axis.xaxis, axis.set_xscale, high / low)
     axis.set_xlim(low / 2.5, high * (high / low) ** 0.35 * 2)
     axis.invert_yaxis()
     axis.set_xlabel("highest throughput of any batch size, images/s (log scale)")
@@ -142,7 +143,7 @@ def time_plot(name: str, panels: Sequence[Panel], phases: Sequence[Phase]) -> Pl
     figure, axes = _figures(8, 0.9 + 1.55 * len(shown), len(shown))
     end = max([phase.end for phase in phases] + [one.seconds[-1] for panel in shown for one in panel.series])
     scale, unit = (60.0, "minutes") if end > 300 else (1.0, "seconds")
-    labels = list(dict.fromkeys(one.label for panel in shown for one in panel.series))
+    labels = list(dict.fromkeys(_device(one.label) for panel in shown for one in panel.series))
     kinds = [kind for kind in _PHASES if any(phase.kind == kind for phase in phases)]
     for axis, panel in zip(axes, shown, strict=True):
         for phase in phases:
@@ -150,7 +151,7 @@ def time_plot(name: str, panels: Sequence[Panel], phases: Sequence[Phase]) -> Pl
                 color = _PHASES[phase.kind]
                 axis.axvspan(phase.start / scale, phase.end / scale, color=color, alpha=0.13, linewidth=0)
         for one in panel.series:
-            color = _PALETTE[labels.index(one.label) % len(_PALETTE)]
+            color = _PALETTE[labels.index(_device(one.label)) % len(_PALETTE)]
             axis.plot([at / scale for at in one.seconds], one.values, color=color, linewidth=1.3, label=one.label)
         axis.set_ylabel(f"{panel.title}, {panel.unit}", fontsize=9)
         axis.set_xlim(0, end / scale)
@@ -160,7 +161,7 @@ def time_plot(name: str, panels: Sequence[Panel], phases: Sequence[Phase]) -> Pl
     axes[-1].set_xlabel(f"{unit} since the run began")
     if kinds:
         patches = [Patch(color=_PHASES[kind], alpha=0.35, linewidth=0, label=_PHASE_NAMES[kind]) for kind in kinds]
-        figure.legend(handles=patches, loc="upper center", ncols=len(patches), frameon=False, fontsize=9)
+        figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False, fontsize=9)
     return _finish(figure, name, "The machine over time", "Curves of what the devices reported during the run")
 
 
@@ -191,15 +192,26 @@ def _batch_axis(axis: Any, batches: Sequence[int]) -> None:
 
 def _log_if_wide(axis: Any, values: Sequence[float]) -> None:
     """A log axis where a linear one would flatten the slow modes."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     if min(values) > 0 and max(values) / min(values) > 12:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        _log(axis.yaxis, axis.set_yscale, max(values) / min(values))
     else:
         axis.set_ylim(bottom=0)
+
+
+def _log(axis: Any, set_scale: Callable[[str], Any], span: float) -> None:
+    """A log scale with plain numbers at 1, 2 and 5 of every decade, or only at 1 where there are many decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 200 else (1,), numticks=30))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def _device(label: str) -> str:
+    """The host's curves have one colour, whatever its quantity is called."""
+    return "host" if label == "CPU" else label
 
 
 def _style(axis: Any, *, grid: bool = False, grid_axis: str = "both") -> None:
