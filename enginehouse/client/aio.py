@@ -273,6 +273,11 @@ class AsyncClient:
             "telemetry": await is_serving(self._telemetry, timeout),
         }
 
+    async def suspend(self) -> None:
+        """Close the channels until they are next used. gRPC's do not survive a fork, so `Client` does it before one."""
+        for endpoint in (self._optimizer, self._inference, self._telemetry):
+            await endpoint.suspend()
+
     async def close(self) -> None:
         """Close the channels; calls in flight are cancelled. A second close does nothing."""
         for endpoint in (self._optimizer, self._inference, self._telemetry):

@@ -193,6 +193,10 @@ class Endpoint:
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled. A second close does nothing."""
         self._closed = True
+        await self.suspend()
+
+    async def suspend(self) -> None:
+        """Close the channel until it is next used."""
         channel, self._channel, self._stubs = self._channel, None, {}
         if channel is not None and self._owner == (os.getpid(), id(asyncio.get_running_loop())):
             await channel.close()

@@ -31,7 +31,7 @@ class Client:
     """A client of a project's optimizer, inference process and telemetry agent.
 
     Channels and the background thread are made when they are first used. It may be used from several threads, and a
-    process that forks may use it on both sides. Close it, or use it in a `with` block. Every call raises
+    process that forks while none of its calls runs may use it on both sides. Close it, or use it in a `with` block. Every call raises
     `EnginehouseError`, of the subclass that stands for what went wrong.
 
     Args:
@@ -64,7 +64,7 @@ class Client:
 
     def _adopt(self, inner: AsyncClient) -> None:
         self._inner = inner
-        self._portal = portal = Portal()
+        self._portal = portal = Portal(inner.suspend)
         self.project = inner.project
         self.addresses: Addresses = inner.addresses
         self.models = Models(portal, inner.models)

@@ -33,7 +33,7 @@ PAIRS = [
     (aio.AsyncTelemetry, sync_resources.Telemetry),
 ]
 # `load`, `unload` and `start` of these are the clients' own methods.
-INTERNAL = {aio.AsyncServing: {"load", "unload"}, aio.AsyncJobs: {"start"}}
+INTERNAL = {AsyncClient: {"suspend"}, aio.AsyncServing: {"load", "unload"}, aio.AsyncJobs: {"start"}}
 
 
 def _methods(kind: type) -> dict[str, inspect.Signature]:
