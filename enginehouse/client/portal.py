@@ -28,7 +28,10 @@ class Portal:
         self._suspend = suspend
         self._closed = False
         self._broken = False
-        self._reset()
+        self._running = 0
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         _portals.add(self)
 
     def __del__(self) -> None:
@@ -99,15 +102,12 @@ class Portal:
     def after_fork(self, *, child: bool) -> None:
         """In a child: forget the loop, whose thread is not here."""
         if child:
-            self._reset()
+            # The lock may have been copied while another thread held it.
+            self._lock = threading.Lock()
+            self._loop = self._thread = None
+            self._running = 0
         else:
             self._broken = False
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._running = 0
 
     def _enter(self) -> asyncio.AbstractEventLoop:
         with self._lock:

@@ -31,8 +31,8 @@ class Client:
     """A client of a project's optimizer, inference process and telemetry agent.
 
     Channels and the background thread are made when they are first used. It may be used from several threads, and a
-    process that forks while none of its calls runs may use it on both sides. Close it, or use it in a `with` block. Every call raises
-    `EnginehouseError`, of the subclass that stands for what went wrong.
+    process that forks while none of its calls runs may use it on both sides. Close it, or use it in a `with` block.
+    Every call raises `EnginehouseError`, of the subclass that stands for what went wrong.
 
     Args:
         optimizer: address of the optimizer, "host:port".
