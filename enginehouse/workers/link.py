@@ -17,7 +17,7 @@ from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.framing import Frame
 from enginehouse.workers.process import LogSink, LogTail, describe_exit, spawn
 from enginehouse.workers.segments import Segment, SegmentMap, SegmentPool, aligned
-from enginehouse.workers.tensors import Array, TensorInput, TensorOutput, TensorSpec, tensor_input
+from enginehouse.workers.tensors import Array, FilePart, TensorInput, TensorOutput, TensorSpec, tensor_input
 from enginehouse.workers.transport import Transport
 
 PROTOCOL = 1
@@ -163,6 +163,11 @@ class WorkerProcess:
     def alive(self) -> bool:
         return self._gone is None
 
+    @property
+    def obituary(self) -> str:
+        """How the worker ended, with the end of its log; empty while it lives."""
+        return self._gone.message if self._gone is not None else ""
+
     async def load(
         self,
         key: str,
@@ -235,7 +240,11 @@ class WorkerProcess:
             for tensor, size in zip(inputs, sizes, strict=True):
                 position = offset
                 for part in tensor.parts:
-                    memory[position : position + len(part)] = part
+                    place = memory[position : position + len(part)]
+                    if isinstance(part, FilePart):
+                        part.read_into(place)
+                    else:
+                        place[:] = part
                     position += len(part)
                 described.append(
                     {

@@ -31,6 +31,7 @@ from typing import Any
 from enginehouse.errors import (
     DeadlineExceededError,
     EnginehouseError,
+    FailedPreconditionError,
     InternalError,
     ResourceExhaustedError,
     UnavailableError,
@@ -89,8 +90,14 @@ async def run_stage(
 
     Raises:
         EnginehouseError: as the module's table says.
-        UnavailableError: the interpreter cannot be started.
+        FailedPreconditionError: the environment has no interpreter any more.
+        UnavailableError: no process can be started.
     """
+    if not os.access(environment.python, os.X_OK):
+        raise FailedPreconditionError(
+            f"the worker environment {environment.name!r} is broken: {environment.python} cannot be run. Install it again",
+            details={"environment": environment.name},
+        )
     spec_path = log.with_suffix(".spec.json")
     spec_path.write_text(spec.to_json())
     read_end, write_end = os.pipe()

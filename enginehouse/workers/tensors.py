@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,51 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class FilePart:
+    """Bytes of a file, such as a client's POSIX shared memory.
+
+    They are read, not mapped: the file is the client's, and a map of a file that its owner truncates would kill us.
+    `owner` keeps the descriptor open.
+    """
+
+    descriptor: int
+    offset: int
+    length: int
+    owner: object = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def slice(self, start: int, stop: int) -> FilePart:
+        """Bytes `start` to `stop` of these."""
+        return FilePart(self.descriptor, self.offset + start, stop - start, self.owner)
+
+    def read_into(self, memory: memoryview) -> None:
+        """Fill `memory`, which is as long as this.
+
+        Raises:
+            InvalidArgumentError: the file ends before.
+        """
+        done = 0
+        while done < self.length:
+            count = os.preadv(self.descriptor, [memory[done:]], self.offset + done)
+            if not count:
+                raise InvalidArgumentError(
+                    f"shared memory ends after {self.offset + done} bytes: expected {self.offset + self.length}"
+                )
+            done += count
+
+    def read(self) -> bytes:
+        """A copy of the bytes."""
+        data = bytearray(self.length)
+        self.read_into(memoryview(data))
+        return bytes(data)
+
+
+Part = bytes | memoryview | FilePart
+
+
+@dataclass(frozen=True)
 class TensorInput:
     """An input tensor in pieces: `parts`, one after the other, are its bytes in C order.
 
@@ -62,7 +108,7 @@ class TensorInput:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    parts: Sequence[Buffer]
+    parts: Sequence[Part]
 
     @property
     def size(self) -> int:

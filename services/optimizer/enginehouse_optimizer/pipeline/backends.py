@@ -56,7 +56,15 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
                     "spinning": "true: idle threads wait in a loop; false: they sleep",
                 },
             ),
-            Backend("tensorflow", "freeze", frozenset({"FP32"})),
+            Backend(
+                "tensorflow",
+                "freeze",
+                frozenset({"FP32"}),
+                options={
+                    "intra_op_threads": "threads of one operator; 0: one a core",
+                    "inter_op_threads": "operators run at once",
+                },
+            ),
             Backend(
                 "tensorrt",
                 "convert",

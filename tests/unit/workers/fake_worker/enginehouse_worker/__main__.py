@@ -1,7 +1,7 @@
 """`python -m enginehouse_worker stage --spec F --events-fd N`, in the tests' own interpreter.
 
-How a stage behaves is in its parameter `behave`, or, for whole pipelines, in the JSON that follows the first four bytes of
-the uploaded model: `{"convert": "crash"}`. Each stage hands that JSON on to the next.
+How a stage behaves is in its parameter `behave`, or, for whole pipelines, in the JSON that follows the first four bytes
+of the uploaded model: `{"convert": "crash"}`. Each stage hands that JSON on to the next.
 """
 
 from __future__ import annotations
