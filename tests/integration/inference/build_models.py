@@ -1,4 +1,4 @@
-"""Writes small ONNX Runtime engines. Run by a worker environment's Python, which has onnx: build_models.py DIRECTORY."""
+"""Writes small ONNX Runtime engines: build_models.py DIRECTORY, by the Python of a worker environment that has onnx."""
 
 from __future__ import annotations
 

@@ -1,0 +1,5 @@
+"""`python -m enginehouse_inference`."""
+
+from enginehouse_inference.main import main
+
+main()

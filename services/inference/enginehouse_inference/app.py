@@ -1,0 +1,110 @@
+"""The inference service put together from its parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import grpc.aio
+import structlog
+
+from enginehouse.rpc.server import RpcServer, Service
+from enginehouse.workers.environments import WorkerEnvironments
+from enginehouse_inference.desired.fetch import EngineCache
+from enginehouse_inference.desired.models import DesiredModels
+from enginehouse_inference.desired.state import StateFile
+from enginehouse_inference.desired.watch import Watcher
+from enginehouse_inference.models.catalog import Catalog
+from enginehouse_inference.models.manager import Devices, ModelManager
+from enginehouse_inference.models.plan import QueueDefaults
+from enginehouse_inference.process_tuning import GRPC_OPTIONS
+from enginehouse_inference.protocol.regions import Regions
+from enginehouse_inference.service.inference import InferenceMethods
+from enginehouse_inference.service.management import ManagementMethods
+from enginehouse_inference.service.register import SERVICE, add_service
+from enginehouse_inference.settings import InferenceSettings
+
+_log = structlog.get_logger("app")
+
+# Large blobs come in chunks; manifests are small.
+_CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 64 << 20), ("grpc.keepalive_time_ms", 20_000))
+
+
+class InferenceApp:
+    """One inference process. Make it inside a running event loop.
+
+    `start()` returns when the first attempt at everything wanted has ended; `stop()` first ends streams.
+    """
+
+    def __init__(self, settings: InferenceSettings, environments: WorkerEnvironments) -> None:
+        self._settings = settings
+        cache_dir = settings.cache_dir.expanduser()
+        channel = self._channel_maker()
+        self.catalog = Catalog(self._readiness_changed)
+        self.devices = Devices(environments, settings.device, settings.supervisor)
+        cache = EngineCache(cache_dir, channel, settings.optimizer)
+        self._manager = ModelManager(
+            self.catalog,
+            self.devices,
+            cache,
+            defaults=QueueDefaults(settings.max_queue_size),
+            drain_seconds=settings.drain_seconds,
+        )
+        self.desired = DesiredModels(self._manager, self.catalog, cache, settings.allowed_load_directories)
+        self._watcher = (
+            Watcher(channel, settings.project, StateFile(cache_dir, settings.project), self.desired.apply)
+            if channel is not None
+            else None
+        )
+        regions = Regions()
+        self._inference = InferenceMethods(self.catalog, regions, settings.stream_window)
+        management = ManagementMethods(self.catalog, self.desired, regions, lambda: self._ready)
+        self._ready = False
+        self._health: dict[str, bool] = {}
+        self._announcing: set[asyncio.Task[None]] = set()
+        self.server = RpcServer(
+            settings,
+            [Service(SERVICE, lambda server: add_service(server, self._inference, management))],
+            options=GRPC_OPTIONS,
+        )
+
+    async def start(self) -> None:
+        """Bring up what is wanted."""
+        if self._watcher is not None:
+            self._watcher.start()
+            try:
+                await asyncio.wait_for(self._watcher.heard.wait(), self._settings.startup_wait_seconds)
+            except asyncio.TimeoutError:
+                _log.warning("ready without the optimizer", optimizer=self._settings.optimizer)
+            await self.desired.settled()
+        self._ready = True
+
+    async def stopping(self) -> None:
+        """The signal came: be not ready, let streams end."""
+        self._ready = False
+        self._inference.stop_streams()
+
+    async def drain(self) -> None:
+        """After the last call: stop the workers."""
+        self._ready = False
+        if self._watcher is not None:
+            await self._watcher.close()
+        await self.desired.close()
+        await self._manager.close()
+        await self.devices.close()
+
+    def _channel_maker(self) -> Callable[[], grpc.aio.Channel] | None:
+        target = self._settings.optimizer
+        if not target:
+            return None
+        return lambda: grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+
+    def _readiness_changed(self, name: str) -> None:
+        """Tell health checkers that ask for a model by its name."""
+        ready = self.catalog.is_ready(name)
+        if self._health.get(name) == ready:
+            return
+        self._health[name] = ready
+        task = asyncio.get_running_loop().create_task(self.server.set_ready(ready, name))
+        self._announcing.add(task)
+        task.add_done_callback(self._announcing.discard)

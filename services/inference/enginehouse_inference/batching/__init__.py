@@ -1,0 +1,1 @@
+"""Dynamic batching: a pure queue that decides (policy), and the asyncio shell that waits and runs (batcher)."""

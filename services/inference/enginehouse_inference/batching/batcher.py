@@ -1,0 +1,262 @@
+"""The shell around the batch queue: waits, runs batches on free instances, and hands each request its rows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from enginehouse.errors import (
+    DeadlineExceededError,
+    EnginehouseError,
+    InternalError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from enginehouse.workers.link import InferenceResult
+from enginehouse.workers.tensors import TensorInput
+from enginehouse_inference.batching.policy import Batch, BatchPolicy, BatchQueue, Entry, QueueFullError
+from enginehouse_inference.batching.rows import OutputRows, RequestInput, input_rows, output_rows
+
+
+class Observer(Protocol):
+    """Told what the batcher does, for statistics."""
+
+    def executed(self, rows: int, result: InferenceResult) -> None: ...
+
+
+class Run(Protocol):
+    """Runs one batch."""
+
+    def __call__(
+        self, inputs: Sequence[TensorInput], outputs: Sequence[str], deadline_ns: int | None
+    ) -> Awaitable[InferenceResult]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A request's rows of every output, and where its time went (the longest of its batches).
+
+    `results` keep the shared memory that the outputs' parts look into; drop the answer when they have been read.
+    """
+
+    outputs: tuple[OutputRows, ...]
+    results: tuple[InferenceResult, ...]
+    queue_ns: int
+    input_ns: int
+    compute_ns: int
+    output_ns: int
+
+
+@dataclass(eq=False)
+class _Request:
+    inputs: Sequence[RequestInput]
+    outputs: frozenset[str]
+    future: asyncio.Future[Answer]
+    # What is computed of it, by first row.
+    pieces: dict[int, tuple[Mapping[str, OutputRows], InferenceResult]] = field(default_factory=dict)
+    done: int = 0
+    started_ns: int = 0
+
+
+class Batcher:
+    """Batches requests for one version of a model.
+
+    Args:
+        name: of the model, for messages.
+        batched: whether dimension 0 of every tensor is the batch.
+        instances: batches that run at once.
+        outputs: all output names, in the signature's order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        policy: BatchPolicy,
+        batched: bool,
+        instances: int,
+        outputs: Sequence[str],
+        run: Run,
+        observer: Observer,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._name = name
+        self._queue: BatchQueue[_Request] = BatchQueue(policy)
+        self._batched = batched
+        self._free = instances
+        self._outputs = tuple(outputs)
+        self._run = run
+        self._observer = observer
+        self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._closed = ""
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
+    def policy(self) -> BatchPolicy:
+        return self._queue.policy
+
+    def set_policy(self, policy: BatchPolicy) -> None:
+        """Batch by another policy from now on."""
+        self._queue.policy = policy
+        self._pump()
+
+    async def infer(
+        self,
+        inputs: Sequence[RequestInput],
+        *,
+        rows: int,
+        shape: Hashable,
+        outputs: frozenset[str],
+        deadline_ns: int | None = None,
+    ) -> Answer:
+        """Queue a request, wait for its rows. Cancelling takes it out of the queue.
+
+        Args:
+            rows: dimension 0 of its inputs (1 when the model is not batched).
+            shape: equal for requests that may share a batch.
+            outputs: names to compute.
+            deadline_ns: on the clock; a request not begun by then is not computed.
+
+        Raises:
+            ResourceExhaustedError: the queue is full.
+            DeadlineExceededError: the deadline passed in the queue.
+            UnavailableError: the worker died, or the model is being unloaded.
+        """
+        if self._closed:
+            raise UnavailableError(self._closed, retry_after_seconds=1.0)
+        now = self._clock()
+        if deadline_ns is not None and deadline_ns <= now:
+            raise DeadlineExceededError(f"model {self._name}: the deadline passed before the request was queued")
+        request = _Request(inputs, outputs, asyncio.get_running_loop().create_future())
+        try:
+            entry = self._queue.add(request, rows, shape, now, deadline_ns)
+        except QueueFullError:
+            limit = self._queue.policy.max_queue_size
+            raise ResourceExhaustedError(
+                f"model {self._name}: {limit} requests wait already: try again later, raise the serving "
+                "configuration's max_queue_size, or add instances",
+                details={"model": self._name, "max_queue_size": str(limit)},
+                retry_after_seconds=0.1,
+            ) from None
+        self._idle.clear()
+        self._pump()
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            self._queue.remove(entry)
+            self._settle()
+            raise
+
+    async def close(self, reason: str) -> None:
+        """Take no more requests; return when those that wait or run are answered."""
+        self._closed = reason
+        await self._idle.wait()
+
+    def fail(self, error: EnginehouseError) -> None:
+        """Answer everything that waits with an error."""
+        for entry in self._queue.drain():
+            _reject(entry, error)
+        self._settle()
+
+    def _pump(self) -> None:
+        now = self._clock()
+        for entry in self._queue.expire(now):
+            waited = (now - entry.arrived_ns) / 1e6
+            _reject(
+                entry,
+                DeadlineExceededError(f"model {self._name}: the deadline passed after {waited:.1f} ms in the queue"),
+            )
+        while self._free and (batch := self._queue.take(now)) is not None:
+            self._free -= 1
+            for part in batch.slices:
+                part.entry.item.started_ns = part.entry.item.started_ns or now
+            task = asyncio.create_task(self._execute(batch))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        self._set_timer(now)
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self._queue and not self._running:
+            self._idle.set()
+
+    def _set_timer(self, now: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        event = self._queue.next_event_ns() if self._free else self._queue.next_deadline_ns()
+        if event is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(event - now, 0) / 1e9, self._pump)
+
+    async def _execute(self, batch: Batch[_Request]) -> None:
+        try:
+            wanted = frozenset().union(*(s.entry.item.outputs for s in batch.slices))
+            names = [name for name in self._outputs if name in wanted]
+            deadlines = [s.entry.deadline_ns for s in batch.slices]
+            # Late only when all are: the worker must not drop a batch for one of its requests.
+            latest = None if None in deadlines else max(d for d in deadlines if d is not None)
+            result = await self._run(input_rows(batch, self._batched, lambda r: r.inputs), names, latest)
+            self._observer.executed(batch.rows, result)
+            self._hand_out(batch, result)
+        except EnginehouseError as error:
+            self._reject_all(batch, error)
+        except Exception as error:
+            self._reject_all(batch, InternalError(f"model {self._name}: {type(error).__name__}: {error}"))
+        finally:
+            self._free += 1
+            # This task ends with the call that starts the next batch.
+            task = asyncio.current_task()
+            if task is not None:
+                self._running.discard(task)
+            self._pump()
+
+    def _reject_all(self, batch: Batch[_Request], error: EnginehouseError) -> None:
+        for part in batch.slices:
+            self._queue.remove(part.entry)
+            _reject(part.entry, error)
+
+    def _hand_out(self, batch: Batch[_Request], result: InferenceResult) -> None:
+        shares = output_rows(result.outputs, [s.rows for s in batch.slices], self._batched, self._name)
+        for part, share in zip(batch.slices, shares, strict=True):
+            request = part.entry.item
+            if request.future.done():
+                continue
+            request.pieces[part.start] = (share, result)
+            request.done += part.rows
+            if request.done == part.entry.rows:
+                request.future.set_result(_join(part.entry, self._outputs))
+
+
+def _reject(entry: Entry[_Request], error: EnginehouseError) -> None:
+    if not entry.item.future.done():
+        copy = type(error)(error.message, details=error.details, retry_after_seconds=error.retry_after_seconds)
+        entry.item.future.set_exception(copy)
+
+
+def _join(entry: Entry[_Request], order: Sequence[str]) -> Answer:
+    request = entry.item
+    pieces = [request.pieces[start] for start in sorted(request.pieces)]
+    # Shared memory is freed when the answer is dropped, not when this request's entry is.
+    request.pieces = {}
+    results = tuple(result for _, result in pieces)
+    return Answer(
+        outputs=tuple(
+            OutputRows.join([share[name] for share, _ in pieces]) for name in order if name in request.outputs
+        ),
+        results=results,
+        queue_ns=request.started_ns - entry.arrived_ns + max(r.queue_ns for r in results),
+        input_ns=max(r.input_ns for r in results),
+        compute_ns=max(r.compute_ns for r in results),
+        output_ns=max(r.output_ns for r in results),
+    )

@@ -1,0 +1,1 @@
+"""The device side: worker processes, one per device and environment, kept alive."""

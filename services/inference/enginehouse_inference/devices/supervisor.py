@@ -1,0 +1,326 @@
+"""Keeps a worker process alive with the engines it should hold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from enginehouse.errors import EnginehouseError, UnavailableError
+from enginehouse.workers.environments import WorkerEnvironment
+from enginehouse.workers.link import InferenceResult, LoadedModel, WorkerProcess
+from enginehouse.workers.tensors import TensorInput
+
+_log = structlog.get_logger("worker")
+
+
+@dataclass(frozen=True)
+class SupervisorSettings:
+    """When a worker is taken for dead or beyond hope. Times in seconds."""
+
+    ping_interval: float = 5.0
+    ping_timeout: float = 30.0
+    load_timeout: float = 1800.0
+    inference_timeout: float = 300.0
+    backoff_first: float = 0.1
+    backoff_most: float = 30.0
+    # A model that has crashed its worker this often within the window is not loaded again.
+    crash_limit: int = 3
+    crash_window: float = 600.0
+    start_attempts: int = 3
+
+
+class Start(Protocol):
+    """`WorkerProcess.start`."""
+
+    async def __call__(
+        self, environment: WorkerEnvironment, device: str, log: Callable[[str], None]
+    ) -> WorkerProcess: ...
+
+
+@dataclass(eq=False)
+class _Hosted:
+    """An engine that the worker should hold."""
+
+    key: str
+    directory: Path
+    instances: int
+    warmup: Sequence[int]
+    options: dict[str, str]
+    changed: Callable[[], None]
+    first: asyncio.Future[LoadedModel]
+    loading: bool = False
+    ready: bool = False
+    reason: str = "the worker is starting"
+    failed: bool = False
+    # When it crashed the worker, and how much of the blame it bears (others ran at the same time).
+    crashes: list[tuple[float, float]] = field(default_factory=list)
+
+    def blame(self, now: float, window: float) -> float:
+        self.crashes = [c for c in self.crashes if c[0] > now - window]
+        return sum(share for _, share in self.crashes)
+
+
+class DeviceWorker:
+    """One worker process for one environment on one device.
+
+    It starts when the first engine is wanted. When it dies or hangs, what was in flight fails with UnavailableError and
+    a new one loads every engine again, except those that crashed it too often.
+    """
+
+    def __init__(
+        self, environment: WorkerEnvironment, device: str, settings: SupervisorSettings, start: Start | None = None
+    ) -> None:
+        self._environment = environment
+        self._device = device
+        self._settings = settings
+        self._start: Start = start or _start
+        self._worker: WorkerProcess | None = None
+        self._hosted: dict[str, _Hosted] = {}
+        self._wake = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._suspects: set[str] = set()
+        self._in_flight: dict[int, float] = {}
+        self._calls = 0
+        self._restarts: list[float] = []
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def pid(self) -> int | None:
+        """The worker process that runs now."""
+        return self._worker.pid if self._worker is not None else None
+
+    def ready(self, key: str) -> bool:
+        """Whether an engine is loaded in a worker that lives."""
+        hosted = self._hosted.get(key)
+        return hosted is not None and hosted.ready and self._worker is not None and self._worker.alive
+
+    def reason(self, key: str) -> str:
+        """Why an engine is not ready."""
+        hosted = self._hosted.get(key)
+        return hosted.reason if hosted is not None else "it is not loaded"
+
+    async def load(
+        self,
+        key: str,
+        directory: Path,
+        *,
+        instances: int,
+        warmup: Sequence[int],
+        options: dict[str, str],
+        changed: Callable[[], None],
+    ) -> LoadedModel:
+        """Load an engine, now and in every worker that replaces this one.
+
+        Args:
+            changed: called when it becomes ready or stops being ready later on.
+
+        Raises:
+            EnginehouseError: it cannot be loaded; the worker holds nothing of it.
+        """
+        future: asyncio.Future[LoadedModel] = asyncio.get_running_loop().create_future()
+        hosted = _Hosted(key, directory, instances, warmup, options, changed, future)
+        self._hosted[key] = hosted
+        self._wake.set()
+        try:
+            return await future
+        except BaseException:
+            self._hosted.pop(key, None)
+            # A load that was cancelled half-way may still succeed in the worker.
+            if hosted.loading or hosted.ready:
+                await self._unload(key)
+            raise
+
+    async def unload(self, key: str) -> None:
+        """Unload an engine once what runs of it has run. Nothing when it is not loaded."""
+        if self._hosted.pop(key, None) is not None:
+            await self._unload(key)
+
+    async def infer(
+        self, key: str, inputs: Sequence[TensorInput], outputs: Sequence[str], deadline_ns: int | None
+    ) -> InferenceResult:
+        """Run one batch.
+
+        Raises:
+            UnavailableError: the worker died, or is being restarted.
+            EnginehouseError: what the worker says.
+        """
+        worker = self._worker
+        if worker is None or not self.ready(key):
+            raise UnavailableError(f"the worker is not ready: {self.reason(key)}", retry_after_seconds=1.0)
+        self._calls += 1
+        call = self._calls
+        self._in_flight[call] = time.monotonic()
+        try:
+            return await worker.infer(key, inputs, outputs, deadline_ns)
+        except UnavailableError:
+            if not worker.alive:
+                self._suspects.add(key)
+            raise
+        finally:
+            del self._in_flight[call]
+
+    async def close(self) -> None:
+        """Stop the worker."""
+        self._closing.set()
+        self._wake.set()
+        await self._task
+
+    async def _unload(self, key: str) -> None:
+        if self._worker is not None and self._worker.alive:
+            with contextlib.suppress(EnginehouseError):
+                await self._worker.unload(key)
+
+    async def _run(self) -> None:
+        attempts = 0
+        while not self._closing.is_set():
+            if not self._wanted():
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            try:
+                self._worker = await self._start(
+                    self._environment, self._device, lambda line: _log.info("output", line=line, worker=self._name)
+                )
+            except EnginehouseError as error:
+                attempts += 1
+                _log.error("start failed", worker=self._name, attempt=attempts, reason=error.message)
+                self._start_failed(error, last=attempts >= self._settings.start_attempts)
+                await self._sleep(attempts)
+                continue
+            attempts = 0
+            await self._tend(self._worker)
+
+    @property
+    def _name(self) -> str:
+        return f"{self._environment.name}@{self._device}"
+
+    def _wanted(self) -> list[_Hosted]:
+        return [h for h in self._hosted.values() if not h.failed]
+
+    def _start_failed(self, error: EnginehouseError, *, last: bool) -> None:
+        for hosted in self._wanted():
+            hosted.reason = error.message
+            if last and not hosted.first.done():
+                hosted.first.set_exception(error)
+
+    async def _tend(self, worker: WorkerProcess) -> None:
+        _log.info("started", worker=self._name, pid=worker.pid, backends=dict(worker.backends))
+        helpers = [asyncio.create_task(self._load_all(worker)), asyncio.create_task(self._check(worker))]
+        closing = asyncio.create_task(self._closing.wait())
+        ends: set[asyncio.Future[Any]] = {worker.exited, closing}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*helpers, closing):
+            task.cancel()
+        await asyncio.gather(*helpers, closing, return_exceptions=True)
+        if self._closing.is_set():
+            await worker.close()
+            self._worker = None
+            return
+        # One more turn of the loop, in which the calls that died with it say so.
+        await asyncio.sleep(0)
+        self._died(worker)
+        await self._sleep(len(self._restarts))
+
+    def _died(self, worker: WorkerProcess) -> None:
+        now = time.monotonic()
+        reason = worker.obituary
+        # Engines load one at a time, so a crash during a load is that load's; otherwise all that ran share the blame.
+        culprits = [h for h in self._hosted.values() if h.loading] or [
+            h for h in self._hosted.values() if h.key in self._suspects
+        ]
+        _log.error("died", worker=self._name, reason=reason, running=[h.key for h in culprits])
+        self._worker = None
+        self._suspects.clear()
+        self._restarts = [t for t in self._restarts if t > now - 60] + [now]
+        for hosted in self._hosted.values():
+            hosted.ready = hosted.loading = False
+            hosted.reason = f"{reason}; a new one is being started"
+        for hosted in culprits:
+            hosted.crashes.append((now, 1 / len(culprits)))
+            if hosted.blame(now, self._settings.crash_window) >= self._settings.crash_limit - 1e-9:
+                hosted.failed = True
+                hosted.reason = (
+                    f"it crashed its worker {len(hosted.crashes)} times (limit {self._settings.crash_limit}), "
+                    f"and is not loaded again before its configuration changes or it is loaded by hand: {reason}"
+                )
+                _log.error("given up", worker=self._name, model=hosted.key, reason=hosted.reason)
+                if not hosted.first.done():
+                    hosted.first.set_exception(UnavailableError(hosted.reason, details={"crash_loop": "true"}))
+        for hosted in list(self._hosted.values()):
+            hosted.changed()
+
+    async def _load_all(self, worker: WorkerProcess) -> None:
+        while True:
+            pending = [h for h in self._wanted() if not h.ready]
+            if not pending:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            await self._load_one(worker, pending[0])
+
+    async def _load_one(self, worker: WorkerProcess, hosted: _Hosted) -> None:
+        hosted.loading = True
+        hosted.reason = "it is being loaded"
+        try:
+            loaded = await asyncio.wait_for(
+                worker.load(hosted.key, hosted.directory, hosted.instances, hosted.warmup, hosted.options),
+                self._settings.load_timeout,
+            )
+        except asyncio.TimeoutError:
+            _log.error("load hangs", worker=self._name, model=hosted.key, seconds=self._settings.load_timeout)
+            await worker.kill()
+            await worker.exited
+        except EnginehouseError as error:
+            if not worker.alive:
+                return  # `_died` sees that it was loading
+            hosted.loading = False
+            hosted.failed, hosted.reason = True, error.message
+            if not hosted.first.done():
+                hosted.first.set_exception(error)
+            else:
+                _log.error("reload failed", worker=self._name, model=hosted.key, reason=error.message)
+            hosted.changed()
+        else:
+            hosted.loading, hosted.ready, hosted.reason = False, True, ""
+            if hosted.key not in self._hosted:
+                await self._unload(hosted.key)
+            if not hosted.first.done():
+                hosted.first.set_result(loaded)
+            hosted.changed()
+
+    async def _check(self, worker: WorkerProcess) -> None:
+        """Kill the worker when it does not answer, or a batch takes too long."""
+        while True:
+            await asyncio.sleep(self._settings.ping_interval)
+            try:
+                # A framework may hold the interpreter while it loads, so a load has a limit of its own.
+                busy = any(h.loading for h in self._hosted.values())
+                limit = self._settings.load_timeout if busy else self._settings.ping_timeout
+                await asyncio.wait_for(worker.ping(), limit)
+            except asyncio.TimeoutError:
+                _log.error("hangs", worker=self._name, pid=worker.pid, seconds=limit)
+                await worker.kill()
+                return
+            except EnginehouseError:
+                return
+            oldest = min(self._in_flight.values(), default=None)
+            if oldest is not None and time.monotonic() - oldest > self._settings.inference_timeout:
+                _log.error("a batch hangs", worker=self._name, seconds=self._settings.inference_timeout)
+                await worker.kill()
+                return
+
+    async def _sleep(self, attempt: int) -> None:
+        delay = min(self._settings.backoff_first * 2 ** max(attempt - 1, 0), self._settings.backoff_most)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), delay)
+
+
+async def _start(environment: WorkerEnvironment, device: str, log: Callable[[str], None]) -> WorkerProcess:
+    return await WorkerProcess.start(environment, device, log)

@@ -1,0 +1,1 @@
+"""What this process serves: versions of models, their states, statistics, and how they come and go."""

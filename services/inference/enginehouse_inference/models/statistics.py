@@ -1,0 +1,96 @@
+"""Counts and times of one served version, as ModelStatistics reports them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from tritonclient.grpc import service_pb2
+
+from enginehouse.workers.link import InferenceResult
+from enginehouse_inference.batching.batcher import Answer
+
+
+@dataclass
+class Duration:
+    """How often, and nanoseconds in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        self.count += 1
+        self.ns += ns
+
+    def to_proto(self) -> service_pb2.StatisticDuration:
+        return service_pb2.StatisticDuration(count=self.count, ns=self.ns)
+
+
+@dataclass
+class _BatchTimes:
+    input: Duration = field(default_factory=Duration)
+    infer: Duration = field(default_factory=Duration)
+    output: Duration = field(default_factory=Duration)
+
+
+@dataclass
+class Statistics:
+    """Since the version was first served; loading it anew keeps them."""
+
+    inferences: int = 0
+    executions: int = 0
+    last_inference_ms: int = 0
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    cancel: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+    batches: dict[int, _BatchTimes] = field(default_factory=dict)
+
+    def executed(self, rows: int, result: InferenceResult) -> None:
+        """A batch of `rows` ran."""
+        self.executions += 1
+        times = self.batches.setdefault(rows, _BatchTimes())
+        times.input.add(result.input_ns)
+        times.infer.add(result.compute_ns)
+        times.output.add(result.output_ns)
+
+    def answered(self, rows: int, answer: Answer, total_ns: int) -> None:
+        """A request of `rows` was answered; `total_ns` from its arrival to its response."""
+        self.inferences += rows
+        self.last_inference_ms = int(time.time() * 1000)
+        self.success.add(total_ns)
+        self.queue.add(answer.queue_ns)
+        self.compute_input.add(answer.input_ns)
+        self.compute_infer.add(answer.compute_ns)
+        self.compute_output.add(answer.output_ns)
+
+    def to_proto(self, name: str, version: str, memory_bytes: int) -> service_pb2.ModelStatistics:
+        """The protocol's message."""
+        message = service_pb2.ModelStatistics(
+            name=name,
+            version=version,
+            last_inference=self.last_inference_ms,
+            inference_count=self.inferences,
+            execution_count=self.executions,
+            inference_stats=service_pb2.InferStatistics(
+                success=self.success.to_proto(),
+                fail=self.fail.to_proto(),
+                queue=self.queue.to_proto(),
+                compute_input=self.compute_input.to_proto(),
+                compute_infer=self.compute_infer.to_proto(),
+                compute_output=self.compute_output.to_proto(),
+            ),
+        )
+        for rows, times in sorted(self.batches.items()):
+            message.batch_stats.add(
+                batch_size=rows,
+                compute_input=times.input.to_proto(),
+                compute_infer=times.infer.to_proto(),
+                compute_output=times.output.to_proto(),
+            )
+        if memory_bytes:
+            message.memory_usage.add(type="CPU", id=0, byte_size=memory_bytes)
+        return message

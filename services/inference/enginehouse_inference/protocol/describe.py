@@ -1,0 +1,91 @@
+"""A served version as ModelMetadata and ModelConfig describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from enginehouse.workers.tensors import TensorSpec
+from enginehouse_inference.models.version import ModelVersion
+
+# Triton's names where it has one, because clients look at them.
+_PLATFORMS = {
+    "onnxruntime": "onnxruntime_onnx",
+    "tensorrt": "tensorrt_plan",
+    "tensorflow": "tensorflow_savedmodel",
+    "tf-trt": "tensorflow_savedmodel",
+}
+_TYPES = {"BYTES": "TYPE_STRING"}
+
+
+def metadata(version: ModelVersion, versions: Sequence[str]) -> service_pb2.ModelMetadataResponse:
+    """Names, dtypes and whole shapes (-1 where any size goes, the batch included)."""
+    return service_pb2.ModelMetadataResponse(
+        name=version.model,
+        versions=versions,
+        platform=_platform(version),
+        inputs=[_tensor(t, version.loaded.batched) for t in version.loaded.inputs],
+        outputs=[_tensor(t, version.loaded.batched) for t in version.loaded.outputs],
+    )
+
+
+def config(version: ModelVersion) -> Any:
+    """The Triton model configuration that this version is served by."""
+    batched = version.loaded.batched
+    kind = model_config_pb2.ModelInstanceGroup
+    message = model_config_pb2.ModelConfig(
+        name=version.model,
+        platform=_platform(version),
+        backend=version.engine.backend,
+        max_batch_size=version.max_batch_size,
+        input=[_config_tensor(model_config_pb2.ModelInput, t, batched) for t in version.loaded.inputs],
+        output=[_config_tensor(model_config_pb2.ModelOutput, t, batched) for t in version.loaded.outputs],
+        instance_group=[
+            kind(
+                name=f"{version.model}_0",
+                count=version.loading.instances,
+                kind=kind.KIND_CPU,
+            )
+        ],
+        default_model_filename=version.engine.payload,
+        version_policy=model_config_pb2.ModelVersionPolicy(
+            specific=model_config_pb2.ModelVersionPolicy.Specific(versions=[version.plan.version])
+        ),
+    )
+    for key, value in {
+        **dict(version.loading.options),
+        "precision": version.engine.precision,
+        "backend_version": version.engine.backend_version,
+    }.items():
+        message.parameters[key].string_value = value
+    policy = version.batcher.policy
+    if policy.join:
+        batching = message.dynamic_batching
+        batching.preferred_batch_size.extend(policy.preferred_batch_sizes)
+        batching.max_queue_delay_microseconds = policy.max_queue_delay_ns // 1000
+        queue = batching.default_queue_policy
+        queue.max_queue_size = policy.max_queue_size
+        queue.default_timeout_microseconds = (policy.queue_timeout_ns or 0) // 1000
+        queue.allow_timeout_override = True
+    return message
+
+
+def _platform(version: ModelVersion) -> str:
+    return _PLATFORMS.get(version.engine.backend, version.engine.backend)
+
+
+def _tensor(spec: TensorSpec, batched: bool) -> service_pb2.ModelMetadataResponse.TensorMetadata:
+    shape = (-1, *spec.shape[1:]) if batched else spec.shape
+    return service_pb2.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.dtype, shape=shape)
+
+
+def _config_tensor(kind: Any, spec: TensorSpec, batched: bool) -> Any:
+    dims = spec.shape[1:] if batched else spec.shape
+    dtype = model_config_pb2.DataType.Value(_TYPES.get(spec.dtype, f"TYPE_{spec.dtype}"))
+    message = kind(name=spec.name, data_type=dtype, dims=dims or (1,))
+    if not dims:
+        # Triton's configuration cannot say rank 0 but as a reshape of one element.
+        message.reshape.SetInParent()
+    return message

@@ -1,0 +1,218 @@
+"""A ModelInferRequest, checked against a model's signature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from enginehouse.errors import InvalidArgumentError
+from enginehouse.workers.tensors import ITEM_BYTES, Buffer, FilePart, Part, TensorSpec, element_offsets
+from enginehouse_inference.batching.rows import RequestInput
+from enginehouse_inference.protocol import parameters
+from enginehouse_inference.protocol.contents import raw_contents
+from enginehouse_inference.protocol.regions import Region, Regions
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A served model's tensors. `batched`: dimension 0 of each is the batch."""
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    batched: bool
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """An output that the client wants: as it is, as its `classes` highest classes, or in a region at `offset`."""
+
+    name: str
+    classes: int = 0
+    region: Region | None = None
+    offset: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """What can be computed. `shape` is equal for requests that may share a batch."""
+
+    inputs: tuple[RequestInput, ...]
+    outputs: tuple[RequestedOutput, ...]
+    rows: int
+    shape: Hashable
+    timeout_ns: int | None
+
+
+def check_request(
+    request: Any, raw: Sequence[Buffer], signature: Signature, regions: Regions, model: str
+) -> CheckedRequest:
+    """Check a request's tensors.
+
+    Args:
+        request: a ModelInferRequest.
+        raw: its raw input contents.
+
+    Raises:
+        InvalidArgumentError: naming the tensor, what came and what was expected.
+        NotFoundError: a shared memory region is not registered.
+    """
+    inputs = _inputs(request, raw, signature, regions, model)
+    rows = _rows(inputs) if signature.batched else 1
+    timeout = parameters.integer(request.parameters, "timeout", f"model {model}")
+    skip = 1 if signature.batched else 0
+    return CheckedRequest(
+        inputs=inputs,
+        outputs=_outputs(request, signature, regions, model),
+        rows=rows,
+        shape=tuple(sorted((t.name, t.shape[skip:]) for t in inputs)),
+        # Microseconds, as in Triton; 0 is none.
+        timeout_ns=timeout * 1000 if timeout else None,
+    )
+
+
+def _inputs(
+    request: Any, raw: Sequence[Buffer], signature: Signature, regions: Regions, model: str
+) -> tuple[RequestInput, ...]:
+    tensors: dict[str, RequestInput] = {}
+    remaining = iter(raw)
+    expecting_raw = 0
+    for tensor in request.inputs:
+        name = tensor.name
+        spec = signature.inputs.get(name)
+        if spec is None:
+            raise InvalidArgumentError(
+                f"model {model} has no input {name!r}: expected {', '.join(repr(n) for n in signature.inputs)}",
+                details={"input": name},
+            )
+        if name in tensors:
+            raise InvalidArgumentError(f"input {name!r} came twice: expected it once", details={"input": name})
+        shape = _shape(tensor, spec, signature.batched)
+        region = parameters.text(tensor.parameters, "shared_memory_region", f"input {name!r}")
+        count = math.prod(shape)
+        data: Part
+        if region is not None:
+            if tensor.HasField("contents"):
+                raise InvalidArgumentError(f"input {name!r}: shared memory and contents: expected one of them")
+            data = _shared(tensor, regions.get(region))
+        elif tensor.HasField("contents"):
+            if raw:
+                raise InvalidArgumentError(
+                    f"input {name!r}: contents and raw_input_contents in one request: expected one of them"
+                )
+            data = raw_contents(name, spec.dtype, tensor.contents, count)
+        else:
+            expecting_raw += 1
+            content = next(remaining, None)
+            if content is None and raw:
+                raise InvalidArgumentError(
+                    f"{len(raw)} raw_input_contents: expected one for each input outside shared memory, "
+                    f"{name!r} has none"
+                )
+            if content is None and count:
+                raise InvalidArgumentError(
+                    f"input {name!r} has no data: expected raw_input_contents, contents, or shared memory"
+                )
+            data = content if content is not None else b""
+        tensors[name] = _sized(name, spec.dtype, shape, data, count)
+    if expecting_raw < len(raw):
+        raise InvalidArgumentError(
+            f"{len(raw)} raw_input_contents: expected {expecting_raw}, one for each input outside shared memory"
+        )
+    if missing := [n for n in signature.inputs if n not in tensors]:
+        raise InvalidArgumentError(
+            f"model {model}: input {missing[0]!r} is missing: expected {len(signature.inputs)} inputs, "
+            f"got {len(tensors)}",
+            details={"input": missing[0]},
+        )
+    return tuple(tensors.values())
+
+
+def _shape(tensor: Any, spec: TensorSpec, batched: bool) -> tuple[int, ...]:
+    if tensor.datatype != spec.dtype:
+        raise InvalidArgumentError(
+            f"input {spec.name!r} has datatype {tensor.datatype!r}: expected {spec.dtype!r}",
+            details={"input": spec.name},
+        )
+    shape = tuple(tensor.shape)
+    fits = len(shape) == len(spec.shape) and all(
+        # A batch of any size: the batcher splits what the engine cannot take at once.
+        (got >= 1) if batched and axis == 0 else (got >= 0 if want < 0 else got == want)
+        for axis, (got, want) in enumerate(zip(shape, spec.shape, strict=True))
+    )
+    if not fits:
+        expected = [-1, *spec.shape[1:]] if batched else list(spec.shape)
+        note = " (-1: any; dimension 0 is the batch, at least 1)" if batched else " (-1: any)"
+        raise InvalidArgumentError(
+            f"input {spec.name!r} has shape {list(shape)}: expected {expected}{note if -1 in expected else ''}",
+            details={"input": spec.name},
+        )
+    return shape
+
+
+def _shared(tensor: Any, region: Region) -> FilePart:
+    what = f"input {tensor.name!r}"
+    size = parameters.integer(tensor.parameters, "shared_memory_byte_size", what)
+    offset = parameters.integer(tensor.parameters, "shared_memory_offset", what) or 0
+    if size is None:
+        raise InvalidArgumentError(f"{what}: shared_memory_region without shared_memory_byte_size: expected both")
+    return region.part(offset, size, what)
+
+
+def _sized(name: str, dtype: str, shape: tuple[int, ...], data: Part, count: int) -> RequestInput:
+    if dtype != "BYTES":
+        expected = count * ITEM_BYTES[dtype]
+        if len(data) != expected:
+            raise InvalidArgumentError(
+                f"input {name!r} has {len(data)} bytes: expected {expected} for {dtype} of shape {list(shape)}",
+                details={"input": name},
+            )
+        return RequestInput(name, dtype, shape, data)
+    if isinstance(data, FilePart):
+        data = data.read()
+    offsets = element_offsets(data, f"input {name!r}")
+    if len(offsets) - 1 != count:
+        raise InvalidArgumentError(
+            f"input {name!r} has {len(offsets) - 1} BYTES elements: expected {count} for shape {list(shape)}",
+            details={"input": name},
+        )
+    return RequestInput(name, dtype, shape, data, offsets)
+
+
+def _rows(inputs: Sequence[RequestInput]) -> int:
+    rows = {t.shape[0] for t in inputs}
+    if len(rows) > 1:
+        sizes = ", ".join(f"{t.name!r} {t.shape[0]}" for t in inputs)
+        raise InvalidArgumentError(f"inputs of different batch sizes: {sizes}: expected one for all")
+    return rows.pop()
+
+
+def _outputs(request: Any, signature: Signature, regions: Regions, model: str) -> tuple[RequestedOutput, ...]:
+    if not request.outputs:
+        return tuple(RequestedOutput(name) for name in signature.outputs)
+    outputs: dict[str, RequestedOutput] = {}
+    for tensor in request.outputs:
+        name = tensor.name
+        what = f"output {name!r}"
+        if name not in signature.outputs:
+            raise InvalidArgumentError(
+                f"model {model} has no {what}: expected {', '.join(repr(n) for n in signature.outputs)}",
+                details={"output": name},
+            )
+        if name in outputs:
+            raise InvalidArgumentError(f"{what} was asked for twice: expected once", details={"output": name})
+        classes = parameters.integer(tensor.parameters, "classification", what) or 0
+        if classes and signature.outputs[name].dtype == "BYTES":
+            raise InvalidArgumentError(f"{what} is BYTES: classification needs numbers")
+        region = parameters.text(tensor.parameters, "shared_memory_region", what)
+        if region is None:
+            outputs[name] = RequestedOutput(name, classes)
+            continue
+        size = parameters.integer(tensor.parameters, "shared_memory_byte_size", what)
+        if size is None:
+            raise InvalidArgumentError(f"{what}: shared_memory_region without shared_memory_byte_size: expected both")
+        offset = parameters.integer(tensor.parameters, "shared_memory_offset", what) or 0
+        outputs[name] = RequestedOutput(name, classes, regions.get(region), offset, size)
+    return tuple(outputs.values())

@@ -1,0 +1,1 @@
+"""GRPCInferenceService, method by method."""

@@ -1,0 +1,156 @@
+"""ModelInfer and ModelStreamInfer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+from tritonclient.grpc import service_pb2
+
+from enginehouse.errors import EnginehouseError
+from enginehouse_inference.models.catalog import Catalog
+from enginehouse_inference.models.version import ModelVersion
+from enginehouse_inference.protocol.parameters import boolean
+from enginehouse_inference.protocol.regions import Regions
+from enginehouse_inference.protocol.request import CheckedRequest, check_request
+from enginehouse_inference.protocol.response import encode_response
+from enginehouse_inference.protocol.wire import encode_stream_response, parse_infer_request
+
+_log = structlog.get_logger("infer")
+
+
+class InferenceMethods:
+    """Takes and gives serialized messages, so that tensors are not copied through protobuf.
+
+    Args:
+        stream_window: requests of one stream that are worked on at once.
+    """
+
+    def __init__(self, catalog: Catalog, regions: Regions, stream_window: int) -> None:
+        self._catalog = catalog
+        self._regions = regions
+        self._window = stream_window
+        self._stopping = asyncio.Event()
+
+    def stop_streams(self) -> None:
+        """Take no more requests from open streams; each ends when its last answer is out."""
+        self._stopping.set()
+
+    async def infer(self, data: bytes, context: Any) -> bytes:
+        """ModelInfer: a serialized ModelInferRequest to a serialized ModelInferResponse."""
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
+        request, raw = parse_infer_request(data)
+        return await self._infer(request, raw, deadline)
+
+    async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """ModelStreamInfer: answers in the order of the requests; an error is an answer, not the stream's end."""
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(self._window)
+        running: set[asyncio.Task[bytes]] = set()
+
+        async def read() -> None:
+            iterator = requests.__aiter__()
+            stopping = asyncio.create_task(self._stopping.wait())
+            try:
+                while True:
+                    await room.acquire()
+                    upcoming = asyncio.ensure_future(iterator.__anext__())
+                    waited: set[asyncio.Future[Any]] = {upcoming, stopping}
+                    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                    if not upcoming.done():
+                        upcoming.cancel()
+                        await asyncio.gather(upcoming, return_exceptions=True)
+                        return
+                    try:
+                        data = upcoming.result()
+                    except StopAsyncIteration:
+                        return
+                    task = asyncio.create_task(self._stream_one(data))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                    answers.put_nowait(task)
+            finally:
+                stopping.cancel()
+                answers.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (task := await answers.get()) is not None:
+                answer = await task
+                room.release()
+                yield answer
+            await reader  # an error of the stream itself
+        finally:
+            reader.cancel()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(reader, *running, return_exceptions=True)
+
+    async def _stream_one(self, data: bytes) -> bytes:
+        request = None
+        try:
+            request, raw = parse_infer_request(data)
+            final = boolean(request.parameters, "triton_enable_empty_final_response")
+            return encode_stream_response(await self._infer(request, raw, None, final=final))
+        except EnginehouseError as error:
+            message = error.message
+        except Exception as error:
+            _log.exception("stream request failed")
+            message = f"internal error: {type(error).__name__}: {error} (the server's log has more)"
+        response = service_pb2.ModelStreamInferResponse(error_message=message)
+        if request is not None:
+            # So that a client knows whose error it is.
+            response.infer_response.model_name = request.model_name
+            response.infer_response.id = request.id
+        return bytes(response.SerializeToString())
+
+    async def _infer(self, request: Any, raw: Any, deadline_ns: int | None, *, final: bool = False) -> bytes:
+        started = time.monotonic_ns()
+        version = self._catalog.find(request.model_name, request.model_version)
+        statistics = version.statistics
+        try:
+            checked = check_request(request, raw, version.signature, self._regions, repr(version.model))
+            response = await self._compute(request, checked, version, deadline_ns, started, final)
+        except asyncio.CancelledError:
+            statistics.cancel.add(time.monotonic_ns() - started)
+            raise
+        except Exception:
+            statistics.fail.add(time.monotonic_ns() - started)
+            raise
+        return response
+
+    async def _compute(
+        self,
+        request: Any,
+        checked: CheckedRequest,
+        version: ModelVersion,
+        deadline_ns: int | None,
+        started: int,
+        final: bool,
+    ) -> bytes:
+        # The answer's shared memory is the worker's again when this call returns and drops it.
+        answer = await version.infer(checked, deadline_ns)
+        response = encode_response(
+            model=version.model,
+            version=version.version,
+            identifier=request.id,
+            requested=checked.outputs,
+            computed={t.name: t for t in answer.outputs},
+            batched=version.loaded.batched,
+            final=final,
+        )
+        version.statistics.answered(checked.rows, answer, time.monotonic_ns() - started)
+        return response
+
+
+def handlers(methods: InferenceMethods) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """Handlers without (de)serializers: bytes in, bytes out."""
+    return {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(methods.infer),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(methods.stream),
+    }

@@ -1,0 +1,182 @@
+"""Every method but inference: health, metadata, configuration, statistics, repository, shared memory, settings."""
+
+# ruff: noqa: N802 - the protocol's names
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from tritonclient.grpc import service_pb2
+
+from enginehouse.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+    UnimplementedError,
+)
+from enginehouse_inference.desired.models import DesiredModels
+from enginehouse_inference.models.catalog import Catalog
+from enginehouse_inference.protocol import describe
+from enginehouse_inference.protocol.regions import Regions
+
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "statistics",
+    "system_shared_memory",
+    "binary_tensor_data",
+)
+_NO_GPU = "no GPU in this process: CUDA shared memory cannot be registered; use system shared memory"
+
+
+class ManagementMethods:
+    """The protocol's unary methods, each `(request, context) -> response`, named as in the protocol.
+
+    Args:
+        is_ready: whether the server as a whole is.
+    """
+
+    def __init__(
+        self, catalog: Catalog, desired: DesiredModels, regions: Regions, is_ready: Callable[[], bool]
+    ) -> None:
+        self._catalog = catalog
+        self._desired = desired
+        self._regions = regions
+        self._is_ready = is_ready
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerReadyResponse(ready=self._is_ready())
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:
+        try:
+            ready = self._catalog.find(request.name, request.version).ready
+        except UnavailableError:
+            ready = False
+        return service_pb2.ModelReadyResponse(ready=ready)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerMetadataResponse(name="enginehouse", version=_version(), extensions=EXTENSIONS)
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+        version = self._catalog.find(request.name, request.version)
+        versions = [str(number) for number, slot in self._catalog.slots(request.name) if slot.ready]
+        return describe.metadata(version, [request.version] if request.version else versions)
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:
+        version = self._catalog.find(request.name, request.version)
+        return service_pb2.ModelConfigResponse(config=describe.config(version))
+
+    async def ModelStatistics(self, request: Any, context: Any) -> Any:
+        if request.name:
+            self._check_known(request.name, request.version)
+        response = service_pb2.ModelStatisticsResponse()
+        for name in [request.name] if request.name else self._catalog.names():
+            for number, slot in self._catalog.slots(name):
+                if request.version and request.version != str(number):
+                    continue
+                memory = slot.serving.loaded.memory_bytes if slot.serving is not None else 0
+                response.model_stats.append(slot.statistics.to_proto(name, str(number), memory))
+        return response
+
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any:
+        self._check_repository(request)
+        response = service_pb2.RepositoryIndexResponse()
+        for name in self._catalog.names():
+            for number, slot in self._catalog.slots(name):
+                state, reason = slot.shown()
+                if not request.ready or slot.ready:
+                    response.models.add(name=name, version=str(number), state=state.value, reason=reason)
+        if not request.ready:
+            for name in self._desired.unloaded_by_hand():
+                response.models.add(name=name, state="UNAVAILABLE", reason="unloaded in this process by a client")
+        return response
+
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        self._check_repository(request)
+        for key in request.parameters:
+            if key != "config":
+                raise UnimplementedError(
+                    f"load parameter {key!r} is not supported: models come from engine directories, "
+                    'named in the parameter "config"'
+                )
+        config = None
+        if "config" in request.parameters:
+            parameter = request.parameters["config"]
+            if parameter.WhichOneof("parameter_choice") != "string_param":
+                raise InvalidArgumentError('load parameter "config" must be a string that holds JSON')
+            config = parameter.string_param
+        await self._desired.load(_named(request.model_name), config)
+        return service_pb2.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+        self._check_repository(request)
+        await self._desired.unload(_named(request.model_name))
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    async def SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
+        response = service_pb2.SystemSharedMemoryStatusResponse()
+        for region in self._regions.list(request.name):
+            status = response.regions[region.name]
+            status.name, status.key = region.name, region.key
+            status.offset, status.byte_size = region.offset, region.size
+        return response
+
+    async def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        self._regions.register(request.name, request.key, request.offset, request.byte_size)
+        return service_pb2.SystemSharedMemoryRegisterResponse()
+
+    async def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        self._regions.unregister(request.name)
+        return service_pb2.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryStatus(self, request: Any, context: Any) -> Any:
+        if request.name:
+            raise NotFoundError(f"no CUDA shared memory region {request.name!r} is registered: {_NO_GPU}")
+        return service_pb2.CudaSharedMemoryStatusResponse()
+
+    async def CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        raise FailedPreconditionError(_NO_GPU)
+
+    async def CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        # Nothing is registered, so nothing remains to be done: clients unregister all before they begin.
+        return service_pb2.CudaSharedMemoryUnregisterResponse()
+
+    async def TraceSetting(self, request: Any, context: Any) -> Any:
+        raise UnimplementedError("tracing is not configured through the protocol: ModelStatistics has times per model")
+
+    async def LogSettings(self, request: Any, context: Any) -> Any:
+        raise UnimplementedError(
+            "logging is not configured through the protocol: set ENGINEHOUSE_LOG_LEVEL and ENGINEHOUSE_LOG_FORMAT"
+        )
+
+    def _check_known(self, name: str, version: str) -> None:
+        numbers = [str(number) for number, _ in self._catalog.slots(name)]
+        if not numbers or (version and version not in numbers):
+            self._catalog.find(name, version)
+
+    def _check_repository(self, request: Any) -> None:
+        if request.repository_name:
+            raise InvalidArgumentError(
+                f"no repository {request.repository_name!r}: this server has one, without a name"
+            )
+
+
+def _named(name: str) -> str:
+    if not name:
+        raise InvalidArgumentError("no model_name: expected the name of a model")
+    return name
+
+
+def _version() -> str:
+    try:
+        return installed_version("enginehouse-inference")
+    except PackageNotFoundError:
+        return "0.0.0"

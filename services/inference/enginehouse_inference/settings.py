@@ -1,0 +1,68 @@
+"""The inference service's settings: environment variables `ENGINEHOUSE_*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from enginehouse.rpc.settings import ServerSettings
+from enginehouse_inference.devices.supervisor import SupervisorSettings
+
+
+class InferenceSettings(ServerSettings):
+    """See services/inference/README.md for the table."""
+
+    port: int = Field(default=8001, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_message_bytes: int = Field(
+        default=1 << 30, ge=1 << 20, description="Largest request or response message, in bytes."
+    )
+    optimizer: str = Field(
+        default="", description="host:port of the optimizer, whose serving configurations are followed; empty: none."
+    )
+    cache_dir: Path = Field(
+        default=Path("~/.cache/enginehouse/inference"), description="Where engines and the last desired state are kept."
+    )
+    device: str = Field(default="cpu", description="Device that engines run on.")
+    max_queue_size: int = Field(
+        default=1024, ge=1, description="Requests that may wait for a version whose configuration does not say."
+    )
+    stream_window: int = Field(
+        default=64, ge=1, description="Requests of one stream that are worked on at once; reading waits beyond it."
+    )
+    load_directories: tuple[Path, ...] | None = Field(
+        default=None,
+        description="Folders (a JSON list) under which load requests may name engine directories. Absent: anywhere "
+        "when only this machine can reach the server, nowhere otherwise.",
+    )
+    startup_wait_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="At start, how long to wait for the optimizer before being ready with the last state (or nothing).",
+    )
+    ping_interval_seconds: float = Field(default=5.0, gt=0, description="How often a worker must say that it lives.")
+    ping_timeout_seconds: float = Field(default=30.0, gt=0, description="A worker silent for longer is replaced.")
+    load_timeout_seconds: float = Field(default=1800.0, gt=0, description="A load that takes longer is given up.")
+    inference_timeout_seconds: float = Field(
+        default=300.0, gt=0, description="A batch that runs longer costs the worker its life."
+    )
+    crash_limit: int = Field(
+        default=3, ge=1, description="A model that crashed its worker this often in ten minutes is not loaded again."
+    )
+
+    @property
+    def allowed_load_directories(self) -> tuple[Path, ...] | None:
+        """Where load requests may find engines; None: anywhere."""
+        if self.load_directories is None and not self.is_loopback:
+            return ()
+        return self.load_directories
+
+    @property
+    def supervisor(self) -> SupervisorSettings:
+        return SupervisorSettings(
+            ping_interval=self.ping_interval_seconds,
+            ping_timeout=self.ping_timeout_seconds,
+            load_timeout=self.load_timeout_seconds,
+            inference_timeout=self.inference_timeout_seconds,
+            crash_limit=self.crash_limit,
+        )
