@@ -43,7 +43,8 @@ class Subscription:
             at: when it was taken, on the monotonic clock.
             sampler_period: seconds between samples; one that is early by less than half of it is the nearest there is.
         """
-        if self._due is not None and at + sampler_period / 2 < self._due:
+        every = self.period <= sampler_period  # then no grid: a late sample must not cost the next one
+        if not every and self._due is not None and at + sampler_period / 2 < self._due:
             return
         # On a grid, so that a late sample does not delay those after it, unless a whole period was lost.
         grid = at if self._due is None or at - self._due > self.period else self._due
