@@ -1,0 +1,1 @@
+"""The `enginehouse` command. Importing this package loads none of its extras."""

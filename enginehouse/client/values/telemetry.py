@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from enginehouse.client.values.convert import enum_name, time_or_none
+from enginehouse.client.values.convert import enum_name, time_or_none, timestamp
 from enginehouse.v1 import telemetry_pb2 as pb
 
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class GpuDevice:
     @classmethod
     def from_proto(cls, message: pb.GpuDevice) -> GpuDevice:
         return _plain(cls, message, state=_state(message.state))
+
+    def to_proto(self) -> pb.GpuDevice:
+        """The message again."""
+        return _message(pb.GpuDevice, self, state=_state_value(self.state))
 
 
 @dataclass(frozen=True)
@@ -170,9 +175,31 @@ class Sample:
             skipped=skipped,
         )
 
+    def to_proto(self) -> pb.Sample:
+        """The message again, without `skipped`."""
+        message = pb.Sample(node=self.node, sequence=self.sequence)
+        if self.time is not None:
+            message.time.CopyFrom(timestamp(self.time))
+        for gpu in self.gpus:
+            processes = [_message(pb.GpuProcess, process) for process in gpu.processes]
+            message.gpus.append(_message(pb.GpuSample, gpu, state=_state_value(gpu.state), processes=processes))
+        if self.host is not None:
+            message.host.CopyFrom(_message(pb.HostSample, self.host))
+        return message
+
 
 def _state(value: int) -> str:
     return enum_name(pb.DeviceState, value, "DEVICE_STATE_")
+
+
+def _state_value(name: str) -> int:
+    return int(pb.DeviceState.Value(f"DEVICE_STATE_{name.upper()}"))
+
+
+def _message(kind: type[_M], value: Any, **given: Any) -> _M:
+    """The message of a dataclass's fields of the same names; None is absent."""
+    values = {item.name: getattr(value, item.name) for item in fields(value)}
+    return kind(**{name: item for name, item in {**values, **given}.items() if item is not None})
 
 
 def _plain(kind: type[_T], message: Message, **given: Any) -> _T:

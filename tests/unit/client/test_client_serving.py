@@ -157,6 +157,7 @@ async def test_telemetry(client: AsyncClient, servers: Servers) -> None:
     assert gpu.processes == (GpuProcess(7, "compute"),)
     assert sample.host is not None and sample.host.load_average_1m is None
     assert sample.time == datetime.fromtimestamp(1_700_000_009, timezone.utc)
+    assert sample.to_proto() == servers.telemetry.sample(9)
     sequences = []
     async for sample in client.telemetry.stream(period=0.25, devices=[0]):
         sequences.append((sample.sequence, sample.skipped))

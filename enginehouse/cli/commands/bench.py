@@ -1,0 +1,123 @@
+"""bench run, bench list, report, demo."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from enginehouse.cli import context
+from enginehouse.cli.errors import INTERRUPTED
+from enginehouse.cli.output import Json, print_json, print_table, say
+from enginehouse.errors import FailedPreconditionError, NotFoundError
+
+if TYPE_CHECKING:
+    from enginehouse.bench.rows import NotRun, Row
+    from enginehouse.bench.seams import RunSummary
+
+app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
+
+
+def add_to(root: typer.Typer) -> None:
+    """Add the commands that stand alone."""
+    root.command("report", epilog="Example: enginehouse report results/mine")(_report)
+    root.command("demo", epilog="Example: enginehouse demo")(_demo)
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """List the suites that come with Enginehouse."""
+    suite_module = _extra("enginehouse.bench.suite", "bench")
+    suites = [suite_module.load_suite(name) for name in suite_module.packaged_suites()]
+    if json:
+        print_json([{"name": suite.name, "description": suite.description} for suite in suites])
+        return
+    print_table(("SUITE", "DESCRIPTION"), [(suite.name, suite.description) for suite in suites], empty="no suites")
+
+
+@app.command(epilog="Example: enginehouse bench run quick --out results/mine")
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite's name (`bench list`) or its YAML file.")],
+    directory: Annotated[Path, typer.Option("--out", help="The folder for the results.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder has.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a benchmark on this machine. Ctrl-C keeps the rows that are finished; --resume goes on from there."""
+    loaded = _extra("enginehouse.bench.suite", "bench").load_suite(suite)
+    run_suite = _extra("enginehouse.bench.run", "bench").run_suite
+    command = shlex.join(["enginehouse", *sys.argv[1:]])
+
+    async def measure() -> Any:
+        async with context.asynchronous() as client:
+            return await run_suite(loaded, directory, client=client, resume=resume, progress=Lines(), command=command)
+
+    summary = asyncio.run(measure())
+    if json:
+        print_json(summary)
+    if summary.status == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+def _report(
+    directory: Annotated[Path, typer.Argument(help="A benchmark's results.")],
+    output: Annotated[Path | None, typer.Option("--out", help="Where to write; the results' folder.")] = None,
+    budget_ms: Annotated[float | None, typer.Option(help="Latency budget of the throughput table, ms.")] = None,
+    json: Json = False,
+) -> None:
+    """Write the report of a benchmark: one HTML page, JSON, CSV, plots."""
+    write_report = _extra("enginehouse.report.write", "report").write_report
+    budget = {} if budget_ms is None else {"budget_ms": budget_ms}
+    files = write_report(directory, output=output, **budget)
+    print_json(files) if json else say(f"wrote {files.html}")
+
+
+def _demo() -> None:
+    """Train, optimize, serve, benchmark and report on this machine."""
+    try:
+        demo = import_module("enginehouse.local.demo")
+    except ModuleNotFoundError as error:
+        raise FailedPreconditionError(f"the demo cannot run here: {error}") from None
+    status = demo.run()
+    if status:
+        raise typer.Exit(status)
+
+
+class Lines:
+    """A run's course, a line for each row."""
+
+    def started(self, planned: int, done: int) -> None:
+        say(f"{planned} rows to measure" + (f", {done} measured before" if done else ""))
+
+    def phase(self, name: str) -> None:
+        say(name)
+
+    def window(self, lane: str, index: int, inferences_per_second: float) -> None:
+        return None
+
+    def row(self, row: Row) -> None:
+        say(f"  {row.lane}: {row.inferences_per_second:.4g} inferences/s" + ("" if row.stable else " (not stable)"))
+
+    def not_run(self, entry: NotRun) -> None:
+        say(f"  not run: {entry.lane}: {entry.reason}")
+
+    def finished(self, summary: RunSummary) -> None:
+        say(f"{summary.status}: {summary.rows} rows in {summary.directory}, {len(summary.not_run)} not run")
+
+
+def _extra(module: str, extra: str) -> Any:
+    """A module that needs an extra.
+
+    Raises:
+        FailedPreconditionError: the extra is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("enginehouse"):
+            raise NotFoundError(f"{module} is not there: {error}") from None
+        raise FailedPreconditionError(f"this needs {error.name}: pip install 'enginehouse[{extra}]'") from None

@@ -1,0 +1,141 @@
+"""optimize: a model, a file or an architecture of the zoo into engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from enginehouse.cli import completion
+from enginehouse.cli.commands.engines import print_engines
+from enginehouse.cli.context import connected
+from enginehouse.cli.options import pairs, profile
+from enginehouse.cli.output import Json, print_json, say
+from enginehouse.cli.transfer import shown
+from enginehouse.cli.watch import follow
+from enginehouse.client import Client
+from enginehouse.client.values import Calibration, Model, Synthetic, Target, VerificationSpec
+from enginehouse.errors import InvalidArgumentError, NotFoundError
+
+EPILOG = (
+    "Examples: enginehouse optimize net.onnx --precision fp32 --precision int8 --calibration-data data.npz; "
+    "enginehouse optimize resnet_v1_50 --precision int8 --synthetic 64 --method entropy --batch 1:8:32"
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("optimize", epilog=EPILOG)(_optimize)
+
+
+def _optimize(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model's id, a file (uploaded first), or an architecture of the zoo (made first).",
+            autocompletion=completion.models,
+        ),
+    ],
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32 (the default), tf32, fp16, bf16, int8, fp8; may be repeated.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="onnxruntime (the default), tensorflow, tensorrt, tf-trt; may be repeated."),
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch sizes, MAX or MIN:OPT:MAX; 1:8:64 when absent.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="A backend option, NAME=VALUE; may be repeated.")] = None,
+    calibration_data: Annotated[
+        str | None, typer.Option(help="A dataset's id, or an .npz file (uploaded first).")
+    ] = None,
+    synthetic: Annotated[int | None, typer.Option(min=1, help="Calibrate on so many made-up samples.")] = None,
+    distribution: Annotated[str, typer.Option(help="Of made-up samples: normal or uniform.")] = "normal",
+    seed: Annotated[int, typer.Option(help="Of made-up samples, and of a zoo model's weights.")] = 0,
+    method: Annotated[str, typer.Option(help="Calibration: entropy, max, percentile or mse.")] = "entropy",
+    percentile: Annotated[float, typer.Option(help="For the method percentile.")] = 99.99,
+    max_samples: Annotated[int, typer.Option(min=0, help="Calibrate on at most so many samples; 0: all.")] = 0,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A node or operator type to leave in higher precision; may be repeated.")
+    ] = None,
+    verification_data: Annotated[
+        str | None, typer.Option(help="Compare with FP32 on this dataset or .npz file.")
+    ] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Refuse engines below this fraction of FP32's.")] = None,
+    min_sqnr: Annotated[float | None, typer.Option(help="Without labels, refuse outputs below this many dB.")] = None,
+    layout: Annotated[str, typer.Option(help="keep, or nchw for images channels first.")] = "keep",
+    name: Annotated[str | None, typer.Option(help="The id of an uploaded file.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and return; `jobs watch` follows it.")] = False,
+    json: Json = False,
+) -> None:
+    """Turn a model into engines, one for each backend and precision. Ctrl-C asks the job to stop."""
+    if calibration_data is not None and synthetic is not None:
+        raise InvalidArgumentError("give --calibration-data or --synthetic, not both")
+    targets = [
+        Target(b, p, profile(batch), pairs(option, "--option"))
+        for b in backend or ["onnxruntime"]
+        for p in precision or ["fp32"]
+    ]
+    if calibration_data is None and synthetic is None and any(t.precision in ("int8", "fp8") for t in targets):
+        raise InvalidArgumentError("int8 and fp8 need calibration: give --calibration-data DATASET or --synthetic N")
+    with connected() as client:
+        calibration = None
+        if calibration_data is not None or synthetic is not None:
+            calibration = Calibration(
+                method=method,
+                dataset=_dataset(client, calibration_data),
+                synthetic=Synthetic(distribution, synthetic, seed) if synthetic is not None else None,
+                percentile=percentile if method == "percentile" else 0.0,
+                max_samples=max_samples,
+                exclude=tuple(exclude or ()),
+            )
+        verification = None
+        if verification_data is not None or min_accuracy is not None or min_sqnr is not None:
+            data = _dataset(client, verification_data)
+            verification = VerificationSpec(
+                dataset=data,
+                # The thresholds alone still need something to measure on.
+                synthetic=None if data is not None else Synthetic(distribution, synthetic or 32, seed + 1),
+                minimum_relative_accuracy=min_accuracy,
+                minimum_sqnr_db=min_sqnr,
+            )
+        found = _model(client, model, name, seed)
+        job = client.optimize(found, targets, calibration=calibration, verification=verification, input_layout=layout)
+        if detach:
+            print_json({"name": job.name, "id": job.id}) if json else say(f"started {job.id}")
+            return
+        engines = list(follow(job).engines)
+    print_json(engines) if json else print_engines(engines)
+
+
+def _model(client: Client, text: str, name: str | None, seed: int) -> Model:
+    path = Path(text)
+    if path.exists():
+        with shown(path.name) as progress:
+            model = client.models.upload(path, name, progress=progress)
+        say(f"uploaded {model.id}")
+        return model
+    if ("/" in text and not text.startswith("projects/")) or path.suffix in (".keras", ".onnx", ".h5", ".pb"):
+        raise InvalidArgumentError(f"there is no file {text}")
+    try:
+        return client.models.get(text)
+    except NotFoundError:
+        pass
+    try:
+        model = client.models.ensure_zoo(text, seed=seed)
+    except InvalidArgumentError as error:
+        raise NotFoundError(f"{text} is no file, no model, and no architecture of the zoo [{error.message}]") from None
+    say(f"made {model.id} of the zoo")
+    return model
+
+
+def _dataset(client: Client, text: str | None) -> str | None:
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix != ".npz":
+        return text
+    with shown(path.name) as progress:
+        dataset = client.datasets.upload(path, replace=True, progress=progress)
+    say(f"uploaded {dataset.id} ({dataset.samples} samples)")
+    return dataset.name

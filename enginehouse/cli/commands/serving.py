@@ -1,0 +1,90 @@
+"""load, unload, serving."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from enginehouse.cli import completion
+from enginehouse.cli.context import connected
+from enginehouse.cli.options import pairs
+from enginehouse.cli.output import Json, print_json, print_table, say
+from enginehouse.client.values import Batching
+from enginehouse.client.values.convert import id_of
+
+Name = Annotated[str, typer.Argument(help="The name that clients use.", autocompletion=completion.served)]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for this client's inference process.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the configuration is changed.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("load", epilog="Example: enginehouse load resnet ENGINE --instances 2 --max-delay-ms 2")(_load)
+    app.command("unload", epilog="Example: enginehouse unload resnet")(_unload)
+    app.command("serving", epilog="Example: enginehouse serving --json")(_serving)
+
+
+def _load(
+    name: Name,
+    engine: Annotated[str, typer.Argument(help="An engine's id or name.", autocompletion=completion.engines)],
+    version: Annotated[int | None, typer.Option(min=1, help="Its version; the next one when absent.")] = None,
+    instances: Annotated[int | None, typer.Option(min=1, help="Execution contexts for each device.")] = None,
+    max_batch: Annotated[int | None, typer.Option(min=0, help="0: the engine's own; 1: no batching.")] = None,
+    max_delay_ms: Annotated[float | None, typer.Option(min=0, help="How long a batch waits for more.")] = None,
+    max_queue: Annotated[int | None, typer.Option(min=0, help="Requests that may wait.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="A backend option, NAME=VALUE; may be repeated.")] = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = 300.0,
+    json: Json = False,
+) -> None:
+    """Serve an engine under a name, in every inference process of the project. What is not given stays as it is."""
+    batching = None
+    if max_batch is not None or max_delay_ms is not None or max_queue is not None:
+        batching = Batching(max_batch or 0, (max_delay_ms or 0.0) / 1e3, max_queue_size=max_queue or 0)
+    options = pairs(option, "--option") if option else None
+    with connected() as client:
+        config = client.load(
+            name,
+            engine,
+            version=version,
+            instances=instances,
+            batching=batching,
+            options=options,
+            wait=not no_wait,
+            timeout=timeout,
+        )
+    if json:
+        print_json(config)
+        return
+    newest = config.newest
+    state = "will be served" if no_wait else "is served"
+    say(f"{config.id} version {version or (newest.version if newest else 0)} {state}")
+
+
+def _unload(name: Name, no_wait: NoWait = False, timeout: Timeout = 60.0) -> None:
+    """Stop serving a model, in every inference process of the project."""
+    with connected() as client:
+        client.unload(name, wait=not no_wait, timeout=timeout)
+    say(f"{name} is no longer served")
+
+
+def _serving(json: Json = False) -> None:
+    """List what is to be served, and what the inference process says of it."""
+    with connected() as client:
+        configs = client.serving.list()
+        states = {(entry.name, entry.version): entry for entry in client.model_index()} if configs else {}
+    if json:
+        print_json({"configurations": configs, "index": list(states.values())})
+        return
+    rows = []
+    for config in configs:
+        for served in config.served:
+            entry = states.get((config.id, str(served.version)))
+            state = "-" if entry is None else f"{entry.state} {entry.reason}".strip()
+            rows.append((config.id, served.version, id_of(served.engine), config.instances, state))
+    print_table(
+        ("MODEL", "VERSION", "ENGINE", "INSTANCES", "STATE"),
+        rows,
+        empty="nothing is served: `enginehouse load NAME ENGINE` serves an engine",
+    )
