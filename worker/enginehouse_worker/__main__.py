@@ -14,7 +14,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     stage = commands.add_parser("stage", help="run one build stage and exit")
     stage.add_argument("--spec", type=Path, required=True, help="JSON file that says what to do")
-    stage.add_argument("--events-fd", type=int, required=True, help="descriptor that takes events, one JSON object a line")
+    stage.add_argument(
+        "--events-fd", type=int, required=True, help="descriptor that takes events, one JSON object a line"
+    )
     serve = commands.add_parser("serve", help="run engines for a front process")
     serve.add_argument("--fd", type=int, required=True, help="one end of a Unix stream socket pair")
     serve.add_argument("--device", default="cpu", help="the device to run on (default: cpu)")

@@ -18,7 +18,7 @@ from enginehouse_worker.backends.base import Array, Signature, TensorSpec, numpy
 from enginehouse_worker.digests import file_digest
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import sole_file
-from enginehouse_worker.npy import NpyMember, NpyError
+from enginehouse_worker.npy import NpyError, NpyMember
 from enginehouse_worker.synthetic import SyntheticDataset
 
 LABELS = "labels"
@@ -105,7 +105,9 @@ class NpzDataset:
     def _column(self, spec: TensorSpec, member: NpyMember) -> _Column:
         expected = numpy_dtype(spec.dtype)
         if member.dtype != expected:
-            message = f"array {member.name!r} has dtype {member.dtype}; the model's input {spec.name!r} takes {expected}"
+            message = (
+                f"array {member.name!r} has dtype {member.dtype}; the model's input {spec.name!r} takes {expected}"
+            )
             raise _wrong(f"{message}: convert it with astype")
         shape = member.shape[1:]
         wanted = spec.shape[1:]
@@ -160,14 +162,16 @@ def _array_names(signature: Signature, found: set[str], file: str) -> dict[str, 
     """The array for each input; the array of a sole input may also be called `x`."""
     names = {spec.name: spec.name for spec in signature.inputs}
     if len(names) == 1 and SOLE_INPUT in found and not set(names) & found:
-        names = {name: SOLE_INPUT for name in names}
+        names = dict.fromkeys(names, SOLE_INPUT)
     missing = sorted(set(names.values()) - found)
     unknown = sorted(found - set(names.values()) - {LABELS})
     if missing or unknown:
         wrong = [f"{file} lacks {', '.join(missing)}"] if missing else []
         wrong += [f"{file} has unknown {', '.join(unknown)}"] if unknown else []
         sole = f" (or {SOLE_INPUT!r})" if len(names) == 1 else ""
-        raise _wrong(f"{'; '.join(wrong)}. Expected an array for each input: {', '.join(names)}{sole}, and maybe `{LABELS}`")
+        raise _wrong(
+            f"{'; '.join(wrong)}. Expected an array for each input: {', '.join(names)}{sole}, and maybe `{LABELS}`"
+        )
     return names
 
 

@@ -18,7 +18,7 @@ def write_whole(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside.replace(path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -40,7 +40,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise WorkerError("INVALID_ARGUMENT", f"{path.parent} has no {path.name}; found: {listing(path.parent)}") from None
+        raise WorkerError(
+            "INVALID_ARGUMENT", f"{path.parent} has no {path.name}; found: {listing(path.parent)}"
+        ) from None
     except (OSError, ValueError) as error:
         raise WorkerError("INVALID_ARGUMENT", f"{path.name} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):

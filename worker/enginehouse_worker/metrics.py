@@ -34,8 +34,8 @@ def logits(probabilities: Array) -> npt.NDArray[np.float64]:
 class OutputComparison:
     """Compares one output of an engine with the reference's.
 
-    SQNR is 10 log10(sum reference^2 / sum (reference - output)^2) over all samples; the cosine is the mean over samples.
-    When the reference is a softmax, both are of the logits. `is_classifier`: the output is (samples, classes).
+    SQNR is 10 log10(sum reference^2 / sum (reference - output)^2) over all samples; the cosine is the mean over
+    samples. When the reference is a softmax, both are of the logits. `is_classifier`: the output is (samples, classes).
     """
 
     def __init__(self, reference: Array) -> None:

@@ -61,9 +61,9 @@ class NpyMember:
 
     def _header(self, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
         try:
-            version = npy_format.read_magic(file)
+            version = npy_format.read_magic(file)  # type: ignore[no-untyped-call]
             read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-            return cast("tuple[tuple[int, ...], bool, np.dtype[np.generic]]", read(file))
+            return cast("tuple[tuple[int, ...], bool, np.dtype[np.generic]]", read(file))  # type: ignore[no-untyped-call]
         except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise NpyError(f"{self._member!r} is not a NumPy array: {error}") from None
 
@@ -74,5 +74,5 @@ def write_npz(arrays: Mapping[str, Array]) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                npy_format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+                npy_format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)  # type: ignore[no-untyped-call]
     return buffer.getvalue()

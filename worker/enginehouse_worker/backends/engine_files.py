@@ -65,4 +65,6 @@ def read_engine(directory: Path, backend: str) -> dict[str, Any]:
 def require_cpu(device: str, backend: str) -> None:
     """Raise FAILED_PRECONDITION for any device but the CPU."""
     if device != "cpu":
-        raise WorkerError("FAILED_PRECONDITION", f"backend {backend!r} runs on the CPU here; device {device!r} was asked for")
+        raise WorkerError(
+            "FAILED_PRECONDITION", f"backend {backend!r} runs on the CPU here; device {device!r} was asked for"
+        )

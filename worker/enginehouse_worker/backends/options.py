@@ -32,7 +32,9 @@ def integer(options: Mapping[str, Any], name: str, default: int, minimum: int, m
     except (TypeError, ValueError):
         number = minimum - 1
     if not minimum <= number <= maximum:
-        raise WorkerError("INVALID_ARGUMENT", f"option {name!r} is {value!r}; expected an integer from {minimum} to {maximum}")
+        raise WorkerError(
+            "INVALID_ARGUMENT", f"option {name!r} is {value!r}; expected an integer from {minimum} to {maximum}"
+        )
     return number
 
 

@@ -12,7 +12,7 @@ from enginehouse_worker.errors import WorkerError
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a backend lives. It can be used when all `modules` can be found; its version is the first distribution's."""
+    """Where a backend lives. It is installed when all `modules` are; its version is that of its distribution."""
 
     module: str
     modules: tuple[str, ...]
@@ -47,7 +47,8 @@ def get(name: str) -> Backend:
     """A backend that is installed here.
 
     Raises:
-        WorkerError: INVALID_ARGUMENT when there is no such backend; FAILED_PRECONDITION when its framework is not installed.
+        WorkerError: INVALID_ARGUMENT when there is no such backend; FAILED_PRECONDITION when its framework is not
+        installed.
     """
     if name not in _BACKENDS:
         raise WorkerError("INVALID_ARGUMENT", f"unknown backend {name!r}; expected one of {', '.join(names())}")
@@ -56,7 +57,7 @@ def get(name: str) -> Backend:
         here = ", ".join(installed()) or "none"
         raise WorkerError(
             "FAILED_PRECONDITION",
-            f"backend {name!r} needs {entry.distributions[0]}, which this environment lacks (installed backends: {here})",
+            f"backend {name!r} needs {entry.distributions[0]}, which is not installed here (usable backends: {here})",
         )
     backend: Backend = importlib.import_module(entry.module).BACKEND
     return backend

@@ -47,5 +47,5 @@ def _check(spec: TensorSpec, value: Array, batch: int | None) -> None:
     if not fits or value.dtype != numpy_dtype(spec.dtype):
         raise WorkerError(
             "INVALID_ARGUMENT",
-            f"output {spec.name!r} is {value.dtype} {list(value.shape)}; the signature says {spec.dtype} {list(expected)}",
+            f"output {spec.name!r} is {value.dtype} {list(value.shape)}; expected {spec.dtype} {list(expected)}",
         )

@@ -31,7 +31,9 @@ def with_outputs(graph: GraphIndex, tensors: Sequence[str]) -> onnx.ModelProto:
     return model
 
 
-def collect(model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[Mapping[str, Array]]) -> dict[str, Histogram]:
+def collect(
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[Mapping[str, Array]]
+) -> dict[str, Histogram]:
     """Histograms of the tensors over all batches. Memory holds the activations of one batch at a time.
 
     Raises:

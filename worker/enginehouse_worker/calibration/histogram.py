@@ -1,7 +1,7 @@
 """Histograms that grow with their data, in memory that does not depend on how much of it there is.
 
-The range is always [-2**e, 2**e) with the smallest e that holds every value seen. When e grows, pairs of bins merge, which
-is exact, so the result does not depend on how the values were cut into batches, nor on their order.
+The range is always [-2**e, 2**e) with the smallest e that holds every value seen. When e grows, pairs of bins merge,
+which is exact, so the result does not depend on how the values were cut into batches, nor on their order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from enginehouse_worker.backends.base import Array
 BINS = 4096
 # Values are binned so many at a time, so that the temporaries stay in the CPU's cache.
 _CHUNK = 1 << 16
-_SMALLEST_EXPONENT = -120
+# So small that the reciprocal of a bin is still an FP32 number.
+_SMALLEST_EXPONENT = -100
 
 
 class Histogram:
@@ -58,8 +59,8 @@ class Histogram:
         self._grow(max(-low, high))
         scale = np.float32(1.0 / self.width)
         for begin in range(0, flat.size, _CHUNK):
-            # Adding BINS makes every value positive, so that truncation rounds down. The scale is a power of two: exact.
-            bins = (flat[begin : begin + _CHUNK] * scale + np.float32(BINS)).astype(np.int32)
+            # The scale is a power of two, so the product, and with it the bin, is exact.
+            bins = np.floor(flat[begin : begin + _CHUNK] * scale).astype(np.int32) + BINS
             np.minimum(bins, 2 * BINS - 1, out=bins)
             self.counts += np.bincount(bins, minlength=2 * BINS)
 
@@ -74,7 +75,8 @@ class Histogram:
 
     def centres(self) -> npt.NDArray[np.float64]:
         """The middle of each of the 2 * BINS bins."""
-        return (np.arange(2 * BINS) - BINS + 0.5) * self.width
+        centres: npt.NDArray[np.float64] = (np.arange(2 * BINS, dtype=np.float64) - BINS + 0.5) * self.width
+        return centres
 
     def _grow(self, magnitude: float) -> None:
         if magnitude <= math.ldexp(1.0, self.exponent):

@@ -16,6 +16,9 @@ from enginehouse_worker.calibration.histogram import BINS, Histogram
 # What 8-bit symmetric quantization has for magnitudes, and 8-bit asymmetric for all.
 _LEVELS = 128
 _CANDIDATES = 128
+# Entropy should clip outliers. Of values around 0.5, a threshold of 0.2 keeps next to nothing, but that nothing perfectly:
+# without a bound, INT8 ResNet-50 lost everything (an SQNR of -11 dB instead of 13) at its global average pooling.
+_MOST_CLIPPED = 0.01
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ def choose_range(histogram: Histogram, method: str, percentile: float) -> Range:
     """
     amax, rmin, rmax = METHODS[method](histogram, percentile)
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
-    return Range(histogram.minimum, histogram.maximum, amax, max(rmin, low), min(rmax, high))
+    # The range always holds 0, which paddings and ReLUs produce and quantization keeps exact.
+    return Range(histogram.minimum, histogram.maximum, amax, min(max(rmin, low), 0.0), max(min(rmax, high), 0.0))
 
 
 def max_range(histogram: Histogram, _percentile: float = 0.0) -> tuple[float, float, float]:
@@ -50,16 +54,16 @@ def entropy_range(histogram: Histogram, _percentile: float = 0.0) -> tuple[float
 
     S. Migacz, "8-bit Inference with TensorRT", GTC 2017: for each candidate number of bins i, the reference P is the
     first i bins with all outliers added to the last; the candidate Q merges the same bins (without outliers) into 128
-    levels and spreads each level over its non-empty bins; the threshold minimizes the divergence KL(P || Q). As in NVIDIA's
-    pytorch-quantization, the first bin, which a ReLU fills with zeros, counts like the second: zero is exact at any scale.
-    The asymmetric range is what was seen, clipped at the same threshold.
+    levels and spreads each level over its non-empty bins; the threshold minimizes the divergence KL(P || Q). As in
+    NVIDIA's pytorch-quantization, the first bin, which a ReLU fills with zeros, counts like the second: zero is exact
+    at any scale. The asymmetric range is what was seen, clipped at the same threshold.
     """
     amax = entropy_threshold(histogram.magnitudes(), _LEVELS) * histogram.width
     amax = min(amax, histogram.amax)
     return amax, max(histogram.minimum, -amax), min(histogram.maximum, amax)
 
 
-def entropy_threshold(magnitudes: npt.NDArray[np.int64], levels: int) -> float:
+def entropy_threshold(magnitudes: npt.NDArray[np.int64], levels: int, most_clipped: float = _MOST_CLIPPED) -> float:
     """The best number of bins to keep, as m + 0.5 for the last bin m kept, in bins (see `entropy_range`).
 
     KL needs sums over levels only: sum P log P and, because Q is constant over the non-empty bins of a level,
@@ -91,13 +95,13 @@ def entropy_threshold(magnitudes: npt.NDArray[np.int64], levels: int) -> float:
     divergence = p_log_p - p_log_q
     # Q gives an empty bin nothing; outliers put there would make the divergence infinite.
     divergence[(last == 0) & (outliers > 0)] = np.inf
-    divergence[inside == 0] = np.inf
+    divergence[(inside == 0) | (outliers > most_clipped * total)] = np.inf
     best = int(kept[np.argmin(divergence)])
     return float(best) if best == counts.size else best - 0.5
 
 
 def percentile_range(histogram: Histogram, percentile: float) -> tuple[float, float, float]:
-    """The magnitude that `percentile` percent of the values do not exceed; asymmetric: half of the rest on each side."""
+    """The magnitude that `percentile` percent of the values do not exceed; asymmetric: half the rest on each side."""
     magnitudes = histogram.magnitudes()
     amax = min(_quantile(magnitudes, percentile / 100.0) * histogram.width, histogram.amax)
     tail = (1.0 - percentile / 100.0) / 2.0

@@ -17,7 +17,8 @@ FILE = "calibration.json"
 
 @dataclass(frozen=True)
 class CalibrationTable:
-    """Ranges by tensor name. `amax` serves symmetric quantization, `rmin` and `rmax` asymmetric: one table, both dialects.
+    """Ranges by tensor name. `amax` serves symmetric quantization, `rmin` and `rmax` asymmetric: one table, both
+    dialects.
 
     `data`: what it was made from, with its digest. `percentile` only for that method.
     """

@@ -23,7 +23,8 @@ def convert(
     With `channels_first`, rank-4 inputs and outputs become NCHW, and so does the returned signature.
 
     Raises:
-        WorkerError: INVALID_ARGUMENT when the graph is damaged, does not fit the signature, or has operators that ONNX lacks.
+        WorkerError: INVALID_ARGUMENT when the graph is damaged, does not fit the signature, or has operators that ONNX
+        lacks.
     """
     import tensorflow as tf
     import tf2onnx
@@ -53,7 +54,9 @@ def convert(
             tensors_to_rename={f"{s.name}:0": s.name for s in (*signature.inputs, *signature.outputs)},
         )
     except Exception as error:
-        raise WorkerError("INVALID_ARGUMENT", f"the model cannot be expressed in ONNX opset {opset}: {error}") from error
+        raise WorkerError(
+            "INVALID_ARGUMENT", f"the model cannot be expressed in ONNX opset {opset}: {error}"
+        ) from error
     del definition
     progress(0.7, "tidying the ONNX graph")
     converted = Signature(

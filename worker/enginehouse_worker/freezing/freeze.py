@@ -27,14 +27,17 @@ def freeze(model: Any) -> FrozenModel:
     """Freeze a `keras.Model` (built, with symbolic inputs) as it runs at inference: no dropout, fixed batch statistics.
 
     Raises:
-        WorkerError: INVALID_ARGUMENT when the model has no defined inputs or uses what a graph of constants cannot hold.
+        WorkerError: INVALID_ARGUMENT when the model has no defined inputs or uses what a graph of constants cannot
+        hold.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
-        raise WorkerError("INVALID_ARGUMENT", "the model has no defined inputs: build it with keras.Input before saving")
-    input_names = _names((tensor.name for tensor in model.inputs), "input")
+        raise WorkerError(
+            "INVALID_ARGUMENT", "the model has no defined inputs: build it with keras.Input before saving"
+        )
+    input_names = _names((_layer_name(tensor) for tensor in model.inputs), "input")
     output_names = _names(_output_layer_names(model), "output")
     specs = [
         tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
@@ -72,9 +75,15 @@ def _as_model_takes(model: Any, tensors: Sequence[Any]) -> Any:
     return keras.tree.pack_sequence_as(structure, list(tensors))
 
 
+def _layer_name(tensor: Any) -> str:
+    """The name of the layer that a symbolic tensor comes from."""
+    history = getattr(tensor, "_keras_history", None)
+    return str(history.operation.name if history is not None else tensor.name)
+
+
 def _output_layer_names(model: Any) -> list[str]:
     names = getattr(model, "output_names", None)
-    return [str(name) for name in names] if names else [tensor.name for tensor in model.outputs]
+    return [str(name) for name in names] if names else [_layer_name(tensor) for tensor in model.outputs]
 
 
 def _names(wanted: Iterable[str], default: str) -> list[str]:
@@ -134,7 +143,7 @@ def _functions(graph: Any) -> bool:
 
 
 def _with_readable_names(graph: Any, inputs: dict[str, str], outputs: Sequence[str], layers: set[str]) -> Any:
-    """Rename nodes in place: inputs as wanted, and elsewhere `functional_1/conv_1/...` to the layer's name, `conv/...`."""
+    """Rename nodes in place: inputs as wanted, and `functional_1/conv_1/...` to the layer's name, `conv/...`."""
     wanted = set(inputs.values()) | set(outputs)
     taken = set(wanted)
     renamed: dict[str, str] = {}

@@ -15,15 +15,15 @@ def load_keras_file(path: Path) -> Any:
     """Load a `.keras` or `.h5` file as a `keras.Model`, for inference only.
 
     Raises:
-        WorkerError: INVALID_ARGUMENT when the file is no Keras model, or has layers whose code is not in Keras or is stored in
-            the file (Lambda).
+        WorkerError: INVALID_ARGUMENT when the file is no Keras model, or has layers whose code is not in Keras or is
+            stored in the file (Lambda).
     """
     lambdas = [str(layer.get("name")) for layer in _layers(_configuration(path)) if layer["class"] == "Lambda"]
     if lambdas:
         raise WorkerError(
             "INVALID_ARGUMENT",
-            f"{path.name} has Lambda layers ({', '.join(lambdas)}), whose code would run on loading; replace them by Keras "
-            "layers or operations",
+            f"{path.name} has Lambda layers ({', '.join(lambdas)}), whose code would run on loading; replace them by "
+            "Keras layers or operations",
         )
     import keras
 
@@ -32,8 +32,8 @@ def load_keras_file(path: Path) -> Any:
     except Exception as error:
         raise WorkerError(
             "INVALID_ARGUMENT",
-            f"Keras {keras.__version__} cannot load {path.name}: {str(error).strip()[:2000]}. Expected a model of Keras's own "
-            "layers, saved with model.save()",
+            f"Keras {keras.__version__} cannot load {path.name}: {str(error).strip()[:2000]}. Expected a model of "
+            "Keras's own layers, saved with model.save()",
         ) from error
     if not isinstance(model, keras.Model):
         raise WorkerError("INVALID_ARGUMENT", f"{path.name} holds a {type(model).__name__}, not a Keras model")
@@ -52,7 +52,8 @@ def _configuration(path: Path) -> Any:
             text = file.attrs.get("model_config")
             if text is None:
                 raise WorkerError(
-                    "INVALID_ARGUMENT", f"{path.name} holds weights without a model; save the whole model with model.save()"
+                    "INVALID_ARGUMENT",
+                    f"{path.name} holds weights without a model; save the whole model with model.save()",
                 )
             return json.loads(text)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:

@@ -44,7 +44,7 @@ class GraphIndex:
         """Whether the tensor is an FP32 value that depends on the input (a tensor of unknown type counts as FP32)."""
         if not tensor or tensor in self.constants:
             return False
-        return self.types.get(tensor, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT
+        return bool(self.types.get(tensor, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT)
 
     def constant(self, tensor: str) -> Array | None:
         """The value of a constant, or None when the tensor is no constant."""

@@ -62,7 +62,7 @@ def place(graph: GraphIndex, dialect: Dialect, excluded: frozenset[int] = frozen
 
 
 def range_source(graph: GraphIndex, tensor: str) -> str:
-    """The tensor whose range `tensor` shares: through operators that only move or select values, back to their input."""
+    """The tensor whose range `tensor` shares: back through operators that only move or select values."""
     while tensor in graph.producer:
         node = graph.nodes[graph.producer[tensor]]
         if node.op_type not in RANGE_KEEPING_OPERATORS or not graph.is_activation(node.input[0]):
@@ -126,10 +126,10 @@ def _place_around_operators(
     wanted = {t for n in nodes for t in graph.nodes[n].input if graph.is_activation(t)}
     for number in reversed(range(len(graph.nodes))):
         node = graph.nodes[number]
-        if node.op_type in SHAPE_OPERATORS and number not in excluded and node.output[0] in wanted:
-            if graph.is_activation(node.input[0]):
-                nodes.add(number)
-                wanted.add(node.input[0])
+        moves = node.op_type in SHAPE_OPERATORS and number not in excluded and graph.is_activation(node.input[0])
+        if moves and node.output[0] in wanted:
+            nodes.add(number)
+            wanted.add(node.input[0])
     made_quantized = {_after_activation(graph, graph.nodes[n].output[0]) for n in nodes}
     tensors = wanted | offered
     uses: set[Reader] = set()
@@ -202,15 +202,16 @@ def _biases(graph: GraphIndex, number: int) -> tuple[Reader, ...]:
 
 
 def _after_activation(graph: GraphIndex, tensor: str) -> str:
-    """The tensor after a ReLU (or a Clip from 0) that is the only reader of `tensor`, since quantization does its work."""
+    """The tensor after a ReLU (or a Clip from 0) that alone reads `tensor`, since quantization does its work."""
     reader = graph.sole_reader(tensor)
     if reader is None or reader.position != 0:
         return tensor
     node = graph.nodes[reader.node]
+    after = str(node.output[0])
     if node.op_type == "Relu":
-        return node.output[0]
+        return after
     if node.op_type == "Clip" and len(node.input) > 1 and (low := graph.constant(node.input[1])) is not None:
-        return node.output[0] if float(np.asarray(low).reshape(())) == 0.0 else tensor
+        return after if float(np.asarray(low).reshape(())) == 0.0 else tensor
     return tensor
 
 

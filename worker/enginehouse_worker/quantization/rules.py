@@ -5,9 +5,9 @@ pooling, and on exactly one input of a residual Add, the shortcut: TensorRT fuse
 only when nothing stands between them. No Q/DQ on biases. Measured on an H200 (TensorRT 8.6, ResNet-50, batch 128): this
 placement is as fast as implicit calibration (64,014 against 63,986 images/s); ONNX Runtime's own reaches 49,906.
 
-`onnxruntime`: UINT8 asymmetric activations and INT8 symmetric weights, with Q/DQ around every operator that ONNX Runtime
-has a QLinear kernel for, since its CPU provider fuses DQ -> op -> Q groups. A ReLU before Q disappears, because the zero
-point of a non-negative range is 0 and quantization clips.
+`onnxruntime`: UINT8 asymmetric activations and INT8 symmetric weights, with Q/DQ around every operator that ONNX
+Runtime has a QLinear kernel for, since its CPU provider fuses DQ -> op -> Q groups. A ReLU before Q disappears, because
+the zero point of a non-negative range is 0 and quantization clips.
 """
 
 from __future__ import annotations

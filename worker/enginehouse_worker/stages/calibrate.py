@@ -45,7 +45,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
     graph = index_graph(model)
     tensors = tensors_to_calibrate(graph)
     if not tensors:
-        raise WorkerError("INVALID_ARGUMENT", "the model has no operator that INT8 helps (no convolution, product or pooling)")
+        raise WorkerError(
+            "INVALID_ARGUMENT", "the model has no operator that INT8 helps (no convolution, product or pooling)"
+        )
     probe = with_outputs(graph, [name for name in tensors if name not in graph.inputs])
     histograms = collect(probe, tensors, _reporting(dataset, batch_size, ctx.progress))
     ranges = {}

@@ -24,7 +24,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
     signature = read_signature(directory)
     from enginehouse_worker.conversion.tensorflow import convert
 
-    model, signature = convert(path.read_bytes(), signature, channels_first=layout == "nchw", opset=opset, progress=ctx.progress)
+    model, signature = convert(
+        path.read_bytes(), signature, channels_first=layout == "nchw", opset=opset, progress=ctx.progress
+    )
     ctx.progress(0.9, "writing the ONNX model")
     write_whole(ctx.output / "model.onnx", model.SerializeToString(deterministic=True))
     write_json(ctx.output / "signature.json", signature.to_json())

@@ -61,7 +61,9 @@ def load_stage(spec: Mapping[str, Any]) -> Stage:
     """
     for key in spec:
         if key not in _SPEC_KEYS:
-            raise WorkerError("INVALID_ARGUMENT", f"the spec has an unknown key {key!r}; known: {', '.join(_SPEC_KEYS)}")
+            raise WorkerError(
+                "INVALID_ARGUMENT", f"the spec has an unknown key {key!r}; known: {', '.join(_SPEC_KEYS)}"
+            )
     name = spec.get("stage")
     if name not in STAGES:
         near = close_matches(str(name), STAGES)

@@ -1,4 +1,5 @@
-"""verify: an engine and the FP32 reference's outputs in, how well they agree out; refuses an engine that is too far off.
+"""verify: an engine and the FP32 reference's outputs in, how well they agree out; refuses an engine that is too far
+off.
 
 When an output is a softmax, SQNR and cosine are of the logits it was computed from (see `metrics.logits`).
 """
@@ -69,12 +70,14 @@ def _read_reference(directory: Path) -> dict[str, Array]:
 def _check_reference(references: dict[str, Array], signature: Signature, samples: int) -> None:
     names = {spec.name for spec in signature.outputs}
     if set(references) != names:
-        raise WorkerError("INVALID_ARGUMENT", f"the reference has outputs {sorted(references)}, the engine {sorted(names)}")
+        raise WorkerError(
+            "INVALID_ARGUMENT", f"the reference has outputs {sorted(references)}, the engine {sorted(names)}"
+        )
     for name, value in references.items():
         if len(value) != samples:
             raise WorkerError(
                 "INVALID_ARGUMENT",
-                f"the reference has {len(value)} samples of {name!r}, the data {samples}; give both stages the same data",
+                f"the reference has {len(value)} samples of {name!r}, the data {samples}; give both the same data",
             )
 
 
@@ -129,11 +132,11 @@ def _summary(
     if labels is not None and scores is not None:
         name = next(name for name, comparison in comparisons.items() if comparison.is_classifier)
         found["labelled_samples"] = len(labels)
-        for prefix, values in (("", scores), ("reference_", references[name])):
-            found[f"{prefix}top1"] = top_k_accuracy(values, labels, 1)
+        for prefix, output in (("", scores), ("reference_", references[name])):
+            found[f"{prefix}top1"] = top_k_accuracy(output, labels, 1)
             # Of five classes or fewer, five guesses are always right.
-            if values.shape[1] > 5:
-                found[f"{prefix}top5"] = top_k_accuracy(values, labels, 5)
+            if output.shape[1] > 5:
+                found[f"{prefix}top5"] = top_k_accuracy(output, labels, 5)
     return found
 
 
@@ -153,17 +156,19 @@ def _refuse_if_inaccurate(verification: dict[str, Any], params: Params, precisio
         if top1 < relative * reference:
             raise WorkerError(
                 "FAILED_PRECONDITION",
-                f"the {precision} engine's top-1 is {top1:.4f}, below {relative:g} of FP32's {reference:.4f}; calibrate with "
-                "more or other data, another method, or exclude sensitive operators",
+                f"the {precision} engine has top-1 {top1:.4f}, below {relative:g} of FP32's {reference:.4f}; calibrate "
+                "with more or other data, another method, or exclude sensitive operators",
                 verification,
             )
     elif "minimum_sqnr_db" in params and verification.get("sqnr_db", minimum) < minimum:
         raise WorkerError(
             "FAILED_PRECONDITION",
-            f"the {precision} engine's SQNR is {verification['sqnr_db']:.2f} dB, below {minimum:g} dB; calibrate with more or "
-            "other data, another method, or exclude sensitive operators",
+            f"the {precision} engine's SQNR is {verification['sqnr_db']:.2f} dB, below {minimum:g} dB; calibrate with "
+            "more or other data, another method, or exclude sensitive operators",
             verification,
         )
 
 
-STAGE = Stage("verify", ("engine", "reference", "dataset"), run, ("onnxruntime", "tensorflow-cpu", "tensorflow", "numpy"))
+STAGE = Stage(
+    "verify", ("engine", "reference", "dataset"), run, ("onnxruntime", "tensorflow-cpu", "tensorflow", "numpy")
+)

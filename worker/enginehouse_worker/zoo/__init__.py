@@ -28,12 +28,15 @@ def make_model(entry: Entry, *, classes: int, weights: str, seed: int, progress:
     if entry.keras_application is None or classes != entry.classes:
         raise WorkerError(
             "FAILED_PRECONDITION",
-            f"Keras publishes no ImageNet weights for {entry.name} with {classes} classes; use weights 'random' or upload a model",
+            f"Keras publishes no ImageNet weights for {entry.name} with {classes} classes; use weights 'random', or "
+            "upload a model",
         )
     try:
         return _build(entry, classes, "imagenet")
     except Exception as error:
-        raise WorkerError("UNAVAILABLE", f"the ImageNet weights of {entry.name} cannot be downloaded: {error}") from error
+        raise WorkerError(
+            "UNAVAILABLE", f"the ImageNet weights of {entry.name} cannot be downloaded: {error}"
+        ) from error
 
 
 def _build(entry: Entry, classes: int, weights: str | None) -> Any:

@@ -31,13 +31,13 @@ def build(
     """Build an engine from a directory with one ONNX file; returns `engine.json`'s content.
 
     Raises:
-        WorkerError: FAILED_PRECONDITION for a precision this backend lacks; INVALID_ARGUMENT when the model is not of the
-            precision asked for, or ONNX Runtime cannot load or run it.
+        WorkerError: FAILED_PRECONDITION for a precision this backend lacks; INVALID_ARGUMENT when the model is not of
+            the precision asked for, or ONNX Runtime cannot load or run it.
     """
     if precision not in _PRECISIONS:
         raise WorkerError(
             "FAILED_PRECONDITION",
-            f"backend 'onnxruntime' on a CPU has {' and '.join(_PRECISIONS)}, not {precision}; the tensorrt backend has FP16",
+            f"backend 'onnxruntime' has {' and '.join(_PRECISIONS)}, not {precision}; the tensorrt backend has FP16",
         )
     check_options(options)
     source = sole_file(model, (".onnx",), "the model")

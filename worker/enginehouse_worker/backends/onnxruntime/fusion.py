@@ -16,8 +16,8 @@ from enginehouse_worker.backends.onnxruntime.session import create_session
 def optimized_operators(model: Path, options: Mapping[str, Any]) -> dict[str, int]:
     """Operators of the graph as ONNX Runtime runs it, with their number.
 
-    `QLinearConv`, `QGemm` and such are INT8 kernels. What is left of QuantizeLinear and DequantizeLinear stands where the
-    graph goes from FP32 to INT8 and back.
+    `QLinearConv`, `QGemm` and such are INT8 kernels. What is left of QuantizeLinear and DequantizeLinear stands where
+    the graph goes from FP32 to INT8 and back.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "optimized.onnx"

@@ -19,7 +19,8 @@ def load(engine: Path, *, device: str, options: Mapping[str, Any]) -> OnnxRuntim
     """Load an engine directory; `options` override those it was built with.
 
     Raises:
-        WorkerError: INVALID_ARGUMENT for a bad directory or option; FAILED_PRECONDITION for a device other than the CPU.
+        WorkerError: INVALID_ARGUMENT for a bad directory or option; FAILED_PRECONDITION for a device other than the
+        CPU.
     """
     require_cpu(device, "onnxruntime")
     description = read_engine(engine, "onnxruntime")

@@ -24,7 +24,8 @@ def build(
     """Build an engine from the freeze stage's directory; returns `engine.json`'s content.
 
     Raises:
-        WorkerError: FAILED_PRECONDITION for any precision but FP32; INVALID_ARGUMENT when TensorFlow cannot run the graph.
+        WorkerError: FAILED_PRECONDITION for any precision but FP32; INVALID_ARGUMENT when TensorFlow cannot run the
+        graph.
     """
     if precision != "FP32":
         raise WorkerError(

@@ -30,8 +30,8 @@ def load(engine: Path, *, device: str, options: Mapping[str, Any]) -> TensorFlow
     """Load an engine directory; `options` override those it was built with.
 
     Raises:
-        WorkerError: INVALID_ARGUMENT for a bad directory or option; FAILED_PRECONDITION for a device other than the CPU, or for
-            thread counts that differ from those this process runs TensorFlow with already.
+        WorkerError: INVALID_ARGUMENT for a bad directory or option; FAILED_PRECONDITION for a device other than the
+            CPU, or for thread counts that differ from those this process runs TensorFlow with already.
     """
     require_cpu(device, "tensorflow")
     description = read_engine(engine, "tensorflow")
@@ -64,7 +64,7 @@ def _set_threads(tf: Any, options: Mapping[str, Any]) -> None:
         except RuntimeError:
             raise WorkerError(
                 "FAILED_PRECONDITION",
-                f"TensorFlow runs with {name} {get()} in this process already; give every model the same, or restart the worker",
+                f"this process runs TensorFlow with {name} {get()} already; give every model the same, or restart it",
             ) from None
 
 

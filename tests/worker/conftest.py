@@ -1,0 +1,16 @@
+"""Worker tests run in a worker environment's own interpreter; each file runs where its framework is installed."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent.parent / "worker")]
+
+collect_ignore_glob = []
+if find_spec("onnxruntime") is None:
+    collect_ignore_glob += ["test_[!t]*.py"]
+if find_spec("tensorflow") is None:
+    collect_ignore_glob += ["test_tensorflow_*.py"]
