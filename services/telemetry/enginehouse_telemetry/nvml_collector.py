@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from enginehouse_telemetry.backoff import Backoff
 from enginehouse_telemetry.nvml_device import NvmlDevice, open_device
-from enginehouse_telemetry.nvml_errors import DeviceLost, NvmlBroken
+from enginehouse_telemetry.nvml_errors import DeviceHidden, DeviceLost, NvmlBroken
 from enginehouse_telemetry.nvml_library import close_library, open_library
 from enginehouse_telemetry.pcie import PcieThroughput
 from enginehouse_telemetry.processes import ProcessNames
@@ -109,7 +109,7 @@ class NvmlCollector:
             return False
         self._backoff.succeeded()
         self._detail_due = self._clock()
-        self.message = "" if count else "NVML works and finds no GPU"
+        self.message = "" if self._slots else "NVML works and finds no GPU that this process may use"
         self._watch_pcie()
         return True
 
@@ -123,6 +123,8 @@ class NvmlCollector:
                 handle, identity = open_device(index)
                 slots.append(_Slot(identity, self._device(handle, identity), self._new_backoff()))
                 before.pop(identity.uuid, None)
+            except DeviceHidden:
+                continue
             except DeviceLost as error:
                 old = at.get(index)
                 slot = old or _Slot(GpuIdentity(index), None, self._new_backoff())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pynvml as nv
 
-from enginehouse_telemetry.nvml_errors import UNSUPPORTED, DeviceLost, code_of, raise_if_fatal
+from enginehouse_telemetry.nvml_errors import UNSUPPORTED, DeviceHidden, DeviceLost, code_of, raise_if_fatal
 from enginehouse_telemetry.nvml_queries import IDENTITY, QUERIES, Query
 from enginehouse_telemetry.nvml_values import cuda_version
 from enginehouse_telemetry.processes import ProcessNames, read_processes
@@ -23,6 +23,7 @@ def open_device(index: int) -> tuple[Any, GpuIdentity]:
     """A GPU's handle and identity.
 
     Raises:
+        DeviceHidden: it is not ours to use.
         DeviceLost: it is lost.
         NvmlBroken: NVML does not work.
     """
@@ -30,6 +31,8 @@ def open_device(index: int) -> tuple[Any, GpuIdentity]:
         handle = nv.nvmlDeviceGetHandleByIndex(index)
     except nv.NVMLError as error:
         raise_if_fatal(error)
+        if code_of(error) == nv.NVML_ERROR_NO_PERMISSION:
+            raise DeviceHidden(str(error)) from error
         raise DeviceLost(str(error)) from error
     values: dict[str, Any] = {}
     for query in IDENTITY:

@@ -32,6 +32,10 @@ class DeviceLost(Exception):
     """A GPU fell off the bus or needs a reset."""
 
 
+class DeviceHidden(DeviceLost):
+    """NVML counts a GPU that this process may not use; a container sees its node's other GPUs so."""
+
+
 class NvmlBroken(Exception):
     """NVML as a whole does not work any more, or not yet."""
 

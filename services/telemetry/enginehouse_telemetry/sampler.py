@@ -45,7 +45,7 @@ class Sampler:
             self._period = period
             self._changed.notify()
 
-    def close(self, timeout: float = 5.0) -> bool:
+    def close(self, timeout: float = 2.0) -> bool:
         """Stop and release the source; False when a reading still runs after `timeout` seconds."""
         with self._changed:
             self._closed = True

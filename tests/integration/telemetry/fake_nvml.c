@@ -3,7 +3,8 @@
  * $FAKE_NVML_CONTROL names the file. A line is "key value": "count 2", "driver 550.54.15", "0.power 70123". Keys that
  * begin with a number are about that GPU. A value "!15" makes the call return NVML error 15. A GPU's key that is missing
  * makes it return NOT_SUPPORTED. "0.lost 15" makes every call about GPU 0 return 15. "init !9" makes nvmlInit fail;
- * "broken 1" makes every other call fail with 1. "0.process.compute" lists "pid:bytes" with spaces between.
+ * "broken 1" makes every other call fail with 1, "hang 1" makes it wait until the line is gone. "0.process.compute"
+ * lists "pid:bytes" with spaces between.
  * FAKE_VERSION is the library's own version; when "kernel" is another, nvmlInit answers LIB_RM_VERSION_MISMATCH.
  */
 #define _GNU_SOURCE
@@ -47,6 +48,7 @@ static int error_in(const char *value) { return value[0] == '!' ? atoi(value + 1
 
 static int alive(void) {
     char value[64];
+    while (!lookup("hang", value, sizeof value)) usleep(10000);
     if (!initialized) return UNINITIALIZED;
     return lookup("broken", value, sizeof value) ? OK : atoi(value);
 }

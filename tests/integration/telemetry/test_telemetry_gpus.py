@@ -220,4 +220,18 @@ def test_no_gpus(tmp_path: Path, libraries: Path) -> None:
     control = Control(tmp_path / "empty.txt")
     control.write()
     with running(tmp_path, libraries, control.path) as agent:
-        assert agent.devices() == pb.ListDevicesResponse(message="NVML works and finds no GPU")
+        assert agent.devices() == pb.ListDevicesResponse(
+            message="NVML works and finds no GPU that this process may use"
+        )
+
+
+def test_a_gpu_that_is_not_ours_is_not_listed(tmp_path: Path, libraries: Path, control: Control) -> None:
+    control.set(gpu0_handle="!4")
+    with running(tmp_path, libraries, control.path) as agent:
+        assert [device.uuid for device in agent.devices().devices] == ["GPU-bbbb"]
+        assert [(gpu.uuid, gpu.index) for gpu in agent.snapshot().gpus] == [("GPU-bbbb", 1)]
+
+
+def test_a_driver_that_hangs_does_not_hold_up_the_end(agent: Agent, control: Control) -> None:
+    control.set(hang=1)
+    assert agent.stop() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 from enginehouse_telemetry.readings import NodeReading
 from enginehouse_telemetry.sampler import Sampler
@@ -17,9 +18,11 @@ class Source:
         self.failures = failures
         self.hang = threading.Event()
         self.hang.set()
+        self.entered = threading.Event()
         self.closed = threading.Event()
 
     def read(self) -> NodeReading:
+        self.entered.set()
         self.hang.wait()
         if self.failures:
             self.failures -= 1
@@ -73,7 +76,9 @@ def test_samples_that_took_too_long_are_counted_not_made_up_for() -> None:
     sampler = Sampler(source, taken.put, 0.01)
     source.hang.clear()
     sampler.start()
-    threading.Timer(0.2, source.hang.set).start()
+    assert source.entered.wait(30)
+    time.sleep(0.05)  # several periods
+    source.hang.set()
     taken.get(timeout=30)
     taken.get(timeout=30)
     assert sampler.close()
