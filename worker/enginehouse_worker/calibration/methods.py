@@ -16,7 +16,7 @@ from enginehouse_worker.calibration.histogram import BINS, Histogram
 # What 8-bit symmetric quantization has for magnitudes, and 8-bit asymmetric for all.
 _LEVELS = 128
 _CANDIDATES = 128
-# Entropy should clip outliers. Of values around 0.5, a threshold of 0.2 keeps next to nothing, but that nothing perfectly:
+# Entropy should clip outliers. Of values around 0.5, a threshold of 0.2 keeps next to nothing, but that perfectly:
 # without a bound, INT8 ResNet-50 lost everything (an SQNR of -11 dB instead of 13) at its global average pooling.
 _MOST_CLIPPED = 0.01
 

@@ -9,7 +9,7 @@ from typing import Any
 from enginehouse_worker import cpu
 from enginehouse_worker.backends.base import BatchProfile, Signature
 from enginehouse_worker.backends.engine_files import describe_engine, write_engine
-from enginehouse_worker.backends.tensorflow.runtime import SIGNATURE, check_options, load
+from enginehouse_worker.backends.tensorflow.runtime import SIGNATURE, check_options, load, set_threads
 from enginehouse_worker.backends.trial import run_trial
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import sole_file
@@ -33,6 +33,7 @@ def build(
             f"backend 'tensorflow' has FP32 only, not {precision}; onnxruntime (CPU) and tensorrt (GPU) have INT8",
         )
     check_options(options)
+    set_threads(options)
     signature = read_signature(model)
     save(sole_file(model, (".pb",), "the frozen graph").read_bytes(), signature, output / _PAYLOAD)
     engine = describe_engine(

@@ -37,10 +37,9 @@ def load(engine: Path, *, device: str, options: Mapping[str, Any]) -> TensorFlow
     description = read_engine(engine, "tensorflow")
     chosen = {**description.get("options", {}), **options}
     check_options(chosen)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    set_threads(chosen)
     import tensorflow as tf
 
-    _set_threads(tf, chosen)
     try:
         module = tf.saved_model.load(str(engine / description["payload"]))
         function = module.signatures[SIGNATURE]
@@ -49,8 +48,15 @@ def load(engine: Path, *, device: str, options: Mapping[str, Any]) -> TensorFlow
     return TensorFlowEngine(tf, module, function, Signature.from_json(description))
 
 
-def _set_threads(tf: Any, options: Mapping[str, Any]) -> None:
-    """TensorFlow has one thread pool a process, of a size fixed when it first runs something."""
+def set_threads(options: Mapping[str, Any]) -> None:
+    """Set the threads of this process's TensorFlow, whose number is fixed when it first runs something.
+
+    Raises:
+        WorkerError: FAILED_PRECONDITION when it runs with another number already.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
     threading = tf.config.threading
     for name, get, put in (
         ("intra_op_threads", threading.get_intra_op_parallelism_threads, threading.set_intra_op_parallelism_threads),
