@@ -101,7 +101,8 @@ class Runner:
             elif kind == "measure":
                 self._model(frame).queue.put(_Measurement(self, self._model(frame), frame))
             elif kind == "load":
-                self._changes.put(lambda: self._load(frame))
+                load = _Load.parse(frame)
+                self._changes.put(lambda: self._load(identifier, load))
             elif kind == "unload":
                 self._changes.put(lambda: self._unload(frame))
             else:
@@ -128,23 +129,21 @@ class Runner:
         while (change := self._changes.get()) is not None:
             change()
 
-    def _load(self, frame: Frame) -> None:
-        identifier = frame.get("id")
+    def _load(self, identifier: Any, load: _Load) -> None:
         begin, resident = monotonic_ns(), resident_bytes()
         try:
-            key = str(frame["model"])
-            if key in self._models:
-                raise WorkerError("ALREADY_EXISTS", f"a model {key!r} is loaded already")
+            if load.key in self._models:
+                raise WorkerError("ALREADY_EXISTS", f"a model {load.key!r} is loaded already")
             model = load_model(
-                key,
-                Path(str(frame["engine"])),
+                load.key,
+                load.engine,
                 self._find_backend,
                 device=self._device,
-                instances=int(frame.get("instances", 1)),
-                warmup=[int(b) for b in frame.get("warmup", [1])],
-                options=dict(frame.get("options", {})),
+                instances=load.instances,
+                warmup=load.warmup,
+                options=load.options,
             )
-            self._models[key] = model
+            self._models[load.key] = model
             self._channel.send(
                 {
                     "type": "loaded",
@@ -158,7 +157,7 @@ class Runner:
         except BaseException as error:
             if not isinstance(error, WorkerError):
                 traceback.print_exc()
-            self._error(identifier, as_worker_error(error, f"loading {frame.get('engine')}"))
+            self._error(identifier, as_worker_error(error, f"loading {load.engine}"))
 
     def _unload(self, frame: Frame) -> None:
         identifier = frame.get("id")
@@ -223,6 +222,28 @@ class Runner:
 
     def fail(self, identifier: int, error: WorkerError) -> None:
         self._error(identifier, error)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What a `load` frame asks for."""
+
+    key: str
+    engine: Path
+    instances: int
+    warmup: tuple[int, ...]
+    options: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, frame: Frame) -> _Load:
+        """Raises KeyError, TypeError or ValueError when the frame is bad."""
+        return cls(
+            key=str(frame["model"]),
+            engine=Path(str(frame["engine"])),
+            instances=int(frame.get("instances", 1)),
+            warmup=tuple(int(b) for b in frame.get("warmup", (1,))),
+            options=dict(frame.get("options", {})),
+        )
 
 
 @dataclass(frozen=True)

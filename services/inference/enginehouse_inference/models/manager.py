@@ -12,7 +12,15 @@ from typing import Any, Protocol
 
 import structlog
 
-from enginehouse.errors import EnginehouseError, InternalError, InvalidArgumentError, UnavailableError
+from enginehouse.errors import (
+    DataLossError,
+    DeadlineExceededError,
+    EnginehouseError,
+    InternalError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from enginehouse.workers.environments import BACKEND_ENVIRONMENTS, WorkerEnvironments
 from enginehouse_inference.devices.supervisor import DeviceWorker, SupervisorSettings
 from enginehouse_inference.models.catalog import Catalog, State
@@ -22,6 +30,7 @@ from enginehouse_inference.models.version import EngineInfo, ModelVersion
 _log = structlog.get_logger("models")
 
 # Wait between attempts to load what failed for a reason that may pass.
+_MAY_PASS = (UnavailableError, DataLossError, ResourceExhaustedError, DeadlineExceededError)
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -120,7 +129,7 @@ class ModelManager:
         if self._tasks.get(name) is not done:
             return
         error = None if done.cancelled() else done.exception()
-        if not isinstance(error, UnavailableError) or "crash_loop" in error.details:
+        if not isinstance(error, _MAY_PASS) or "crash_loop" in error.details:
             del self._tasks[name]
             return
         task = asyncio.create_task(self._retry(name, plan, attempt))
