@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from enginehouse.errors import EnginehouseError
@@ -66,12 +65,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
     if not rows:
         say(empty)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row))
-    out().print(table)
+    texts = [[cell(value) for value in row] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(columns, *texts, strict=True)]
+    console = out()
+    for place, line in enumerate([list(columns), *texts]):
+        padded = "  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
+        console.print(Text(padded, style="" if place else "bold"))
 
 
 def print_fields(value: Any) -> None:

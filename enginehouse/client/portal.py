@@ -14,6 +14,8 @@ from enginehouse.errors import FailedPreconditionError
 
 _T = TypeVar("_T")
 
+CANCEL_SECONDS = 2.0
+
 _portals: weakref.WeakSet[Portal] = weakref.WeakSet()
 
 
@@ -55,11 +57,14 @@ class Portal:
             coroutine.close()
             raise
         try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            ended = threading.Event()
+            future = asyncio.run_coroutine_threadsafe(_until(coroutine, ended), loop)
             try:
                 return future.result()
             except BaseException:
+                # What an interrupt left must have ended before its caller may close what it worked on.
                 future.cancel()
+                ended.wait(CANCEL_SECONDS)
                 raise
         finally:
             with self._lock:
@@ -145,6 +150,13 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()
+
+
+async def _until(coroutine: Coroutine[Any, Any, _T], ended: threading.Event) -> _T:
+    try:
+        return await coroutine
+    finally:
+        ended.set()
 
 
 async def _next(items: AsyncIterator[_T]) -> _T:
