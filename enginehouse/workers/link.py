@@ -16,77 +16,20 @@ from enginehouse.errors import InternalError, UnavailableError, error_for_name
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.framing import Frame
 from enginehouse.workers.process import LogSink, LogTail, describe_exit, spawn
+from enginehouse.workers.results import InferenceResult, LoadedModel, Measurement, loaded_model
 from enginehouse.workers.segments import Segment, SegmentMap, SegmentPool, aligned
-from enginehouse.workers.tensors import Array, FilePart, TensorInput, TensorOutput, TensorSpec, tensor_input
+from enginehouse.workers.tensors import Array, FilePart, TensorInput, TensorOutput, tensor_input
 from enginehouse.workers.transport import Transport
+
+__all__ = ["InferenceResult", "LoadedModel", "Measurement", "WorkerProcess"]
 
 PROTOCOL = 1
 # A framework's import is part of it: TensorFlow takes seconds when its files are not in the page cache.
 START_SECONDS = 120.0
 # A worker that closed its socket exits; one that does not is killed.
 EXIT_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """What a worker says of an engine it loaded. `max_batch_size` 0: the engine names no limit."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    batched: bool
-    max_batch_size: int
-    seconds: float
-    memory_bytes: int
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Runs back to back inside the worker: wall time of each, CPU time of the worker process and wall time of all."""
-
-    latencies_ns: tuple[int, ...]
-    cpu_ns: int
-    wall_ns: int
-    inferences: int
-
-
-class InferenceResult:
-    """Outputs of one `infer`, and where its time went.
-
-    The outputs' data are views of shared memory: use the result in a `with` block, or `release()` it, when they have
-    been read. A result that is dropped releases itself.
-    """
-
-    def __init__(self, outputs: tuple[TensorOutput, ...], frame: Frame, link: WorkerProcess) -> None:
-        self.outputs = outputs
-        self.queue_ns = int(frame["queue_ns"])
-        self.input_ns = int(frame["input_ns"])
-        self.compute_ns = int(frame["compute_ns"])
-        self.output_ns = int(frame["output_ns"])
-        self._segments = {int(t["segment"]) for t in frame["outputs"]}
-        self._link: WorkerProcess | None = link
-
-    def array(self, name: str) -> Array:
-        """A copy of the output of that name."""
-        return next(t for t in self.outputs if t.name == name).array()
-
-    def arrays(self) -> dict[str, Array]:
-        """Copies of all outputs by name."""
-        return {t.name: t.array() for t in self.outputs}
-
-    def release(self) -> None:
-        """The worker may write its segment again; the outputs' data must not be read any more."""
-        link, self._link = self._link, None
-        if link is not None:
-            link._release(self._segments)
-
-    def __enter__(self) -> InferenceResult:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def __del__(self) -> None:
-        self.release()
+# Segments to give back that need not wait for the next request.
+RELEASES = 8
 
 
 @dataclass(frozen=True)
@@ -108,6 +51,8 @@ class WorkerProcess:
         self._name = name
         self._waiting: dict[int, _Waiting] = {}
         self._next = 1
+        # The worker's segments that we are done with, told with the next request.
+        self._releases: list[int] = []
         self._gone: UnavailableError | None = None
         self._theirs = SegmentMap()
         self._pool = SegmentPool(self._announce, self._drop)
@@ -194,14 +139,7 @@ class WorkerProcess:
                 "options": dict(options or {}),
             }
         )
-        return LoadedModel(
-            inputs=tuple(TensorSpec.from_json(t) for t in frame["inputs"]),
-            outputs=tuple(TensorSpec.from_json(t) for t in frame["outputs"]),
-            batched=bool(frame["batched"]),
-            max_batch_size=int(frame["max_batch_size"]),
-            seconds=float(frame["seconds"]),
-            memory_bytes=int(frame["memory_bytes"]),
-        )
+        return loaded_model(frame)
 
     async def unload(self, key: str) -> None:
         """Unload once what is queued for it has run."""
@@ -232,37 +170,13 @@ class WorkerProcess:
         self._check()
         if isinstance(inputs, Mapping):
             inputs = [tensor_input(name, array) for name, array in inputs.items()]
-        sizes = [tensor.size for tensor in inputs]
-        segment = self._pool.acquire(sum(aligned(size) for size in sizes))
-        described, offset = [], 0
-        try:
-            memory = segment.view
-            for tensor, size in zip(inputs, sizes, strict=True):
-                position = offset
-                for part in tensor.parts:
-                    place = memory[position : position + len(part)]
-                    if isinstance(part, FilePart):
-                        part.read_into(place)
-                    else:
-                        place[:] = part
-                    position += len(part)
-                described.append(
-                    {
-                        "name": tensor.name,
-                        "dtype": tensor.dtype,
-                        "shape": tensor.shape,
-                        "segment": segment.id,
-                        "offset": offset,
-                        "bytes": size,
-                    }
-                )
-                offset += aligned(size)
-        except BaseException:
-            self._pool.release(segment)
-            raise
+        segment, described = self._write(inputs)
         request: Frame = {"type": "infer", "model": key, "inputs": described, "outputs": list(outputs)}
         if deadline_ns is not None:
             request["deadline"] = deadline_ns
+        if self._releases:
+            # In the same message: a frame of its own would wake the worker once more for each result.
+            request["release"], self._releases = self._releases, []
         frame = await self._call(request, segment)
         views = tuple(
             TensorOutput(
@@ -270,7 +184,7 @@ class WorkerProcess:
             )
             for t in frame["outputs"]
         )
-        return InferenceResult(views, frame, self)
+        return InferenceResult(views, frame, self._release)
 
     async def measure(
         self,
@@ -338,6 +252,39 @@ class WorkerProcess:
                 self._discard(future.result())
             raise
 
+    def _write(self, inputs: Sequence[TensorInput]) -> tuple[Segment, list[Frame]]:
+        """Copy tensors into a segment; returns it and their descriptions."""
+        sizes = [tensor.size for tensor in inputs]
+        segment = self._pool.acquire(sum(aligned(size) for size in sizes))
+        described: list[Frame] = []
+        offset = 0
+        try:
+            memory = segment.view
+            for tensor, size in zip(inputs, sizes, strict=True):
+                position = offset
+                for part in tensor.parts:
+                    place = memory[position : position + len(part)]
+                    if isinstance(part, FilePart):
+                        part.read_into(place)
+                    else:
+                        place[:] = part
+                    position += len(part)
+                described.append(
+                    {
+                        "name": tensor.name,
+                        "dtype": tensor.dtype,
+                        "shape": tensor.shape,
+                        "segment": segment.id,
+                        "offset": offset,
+                        "bytes": size,
+                    }
+                )
+                offset += aligned(size)
+        except BaseException:
+            self._pool.release(segment)
+            raise
+        return segment, described
+
     def _receive(self, frame: Frame, descriptor: int | None) -> None:
         kind = frame.get("type")
         if kind == "segment" and descriptor is not None:
@@ -371,9 +318,10 @@ class WorkerProcess:
             self._release({int(t["segment"]) for t in frame["outputs"]})
 
     def _release(self, segments: set[int]) -> None:
-        if self._gone is None:
-            for segment in segments:
-                self._transport.send({"type": "release", "segment": segment})
+        self._releases += segments
+        if len(self._releases) >= RELEASES and self._gone is None:
+            self._transport.send({"type": "release", "segments": self._releases})
+            self._releases = []
 
     def _announce(self, segment: Segment) -> None:
         self._transport.send({"type": "segment", "segment": segment.id, "bytes": segment.size}, segment.descriptor)

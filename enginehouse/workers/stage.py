@@ -95,7 +95,8 @@ async def run_stage(
     """
     if not os.access(environment.python, os.X_OK):
         raise FailedPreconditionError(
-            f"the worker environment {environment.name!r} is broken: {environment.python} cannot be run. Install it again",
+            f"the worker environment {environment.name!r} is broken: {environment.python} cannot be run. "
+            "Install it again",
             details={"environment": environment.name},
         )
     spec_path = log.with_suffix(".spec.json")

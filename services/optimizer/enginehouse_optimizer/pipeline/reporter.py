@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class StoredStage:
         self._message = ""
         self._written = 0.0
         self._ended = False
+        self._later: asyncio.TimerHandle | None = None
         self.log: Path | None = None
 
     def reused(self, log_digest: str) -> None:
@@ -55,10 +57,14 @@ class StoredStage:
         self._write(pb.STAGE_STATE_RUNNING)
 
     def progress(self, fraction: float, message: str) -> None:
-        changed = message != self._message
-        self._fraction, self._message = max(self._fraction, fraction), message
-        if not self._ended and changed and time.monotonic() - self._written >= PROGRESS_SECONDS:
-            self._write(pb.STAGE_STATE_RUNNING)
+        fraction = max(self._fraction, fraction)
+        if self._ended or (fraction, message) == (self._fraction, self._message):
+            return
+        self._fraction, self._message = fraction, message
+        # What comes too soon is written a little later, not dropped: it may be the last for an hour.
+        if self._later is None:
+            delay = max(0.0, self._written + PROGRESS_SECONDS - time.monotonic())
+            self._later = asyncio.get_running_loop().call_later(delay, self._write_later)
 
     def logged(self, log_digest: str) -> None:
         self._log_digest = log_digest
@@ -78,7 +84,13 @@ class StoredStage:
     def _end(self, state: int) -> None:
         if not self._ended:
             self._ended = True
+            if self._later is not None:
+                self._later.cancel()
             self._write(state)
+
+    def _write_later(self) -> None:
+        self._later = None
+        self._write(pb.STAGE_STATE_RUNNING)
 
     def _write(self, state: int) -> None:
         self._written = time.monotonic()

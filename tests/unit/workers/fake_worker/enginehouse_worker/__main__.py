@@ -97,7 +97,7 @@ class Stage:
 
     def do_slow(self) -> None:
         for step in range(20):
-            time.sleep(0.05)
+            time.sleep(0.07)
             self.send(event="progress", fraction=step / 20, message=f"step {step}")
 
     def do_error(self) -> int:
