@@ -32,7 +32,7 @@ class Page:
         if not page_token:
             return cls(size, "")
         try:
-            return cls(size, base64.urlsafe_b64decode(page_token.encode("ascii")).decode())
+            return cls(size, base64.b64decode(page_token.encode("ascii"), altchars=b"-_", validate=True).decode())
         except (ValueError, binascii.Error):
             raise InvalidArgumentError(
                 f"page_token {page_token!r} is not valid: expected the next_page_token of an answer"

@@ -1,0 +1,154 @@
+"""Plans are pure: the graph, its keys, and what changes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from enginehouse_optimizer.pipeline.backends import BACKENDS, QUANTIZED, backends_with
+from enginehouse_optimizer.pipeline.inputs import (
+    Calibration,
+    Data,
+    Inputs,
+    ModelInput,
+    Synthetic,
+    Target,
+    Verification,
+)
+from enginehouse_optimizer.pipeline.plan import Output, Upload, environments_of, make_plan
+from hypothesis import given
+from hypothesis import strategies as st
+
+VERSIONS = {"onnxruntime": "o1", "tensorflow": "t1", "tensorrt": "r1", "tf-trt": "f1"}
+SYNTHETIC = Data(synthetic=Synthetic())
+DATASET = Data("projects/p/datasets/d", "sha256:" + "d" * 64)
+MODEL = ModelInput("projects/p/models/m", "sha256:" + "a" * 64, "sha256:" + "a" * 64, "model.keras")
+BASE = Inputs(
+    model=MODEL,
+    targets=(Target("onnxruntime", "FP32"), Target("onnxruntime", "INT8"), Target("tensorflow", "FP32")),
+    verification=Verification(DATASET),
+    calibration=Calibration("entropy", DATASET),
+)
+
+data = st.sampled_from([SYNTHETIC, DATASET, Data(synthetic=Synthetic("uniform", 8, 3))])
+targets = st.lists(
+    st.sampled_from([Target(b.name, p) for b in BACKENDS.values() for p in sorted(b.precisions)]),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda t: (t.backend, t.precision),
+).map(tuple)
+requests = st.builds(
+    Inputs,
+    model=st.sampled_from([MODEL, ModelInput("projects/p/models/z", "sha256:1", architecture="vgg16", seed=3)]),
+    targets=targets,
+    verification=st.builds(Verification, data, st.integers(0, 9), st.floats(0, 1), st.floats(-200, 200)),
+    calibration=st.builds(
+        Calibration, st.sampled_from(["entropy", "max"]), data, exclude=st.sampled_from([(), ("Gemm",)])
+    ),
+    layout=st.sampled_from(["keep", "nchw"]),
+)
+
+
+@given(requests)
+def test_every_plan_is_a_graph_in_order(inputs: Inputs) -> None:
+    plan = make_plan(inputs, VERSIONS)
+    seen: set[str] = set()
+    for stage in plan.stages:
+        assert set(stage.needs) <= seen, "each stage comes after those it needs"
+        assert stage.name not in seen
+        seen.add(stage.name)
+    assert len({stage.key for stage in plan.stages}) == len(plan.stages)
+    assert len(plan.engines) == len(inputs.targets)
+    for engine, target in zip(plan.engines, inputs.targets, strict=True):
+        assert plan.stage(engine.verify).inputs["engine"] == Output(engine.build)
+        lineage = {stage.stage for stage in plan.lineage(engine.build)}
+        assert ("quantize" in lineage) == ("calibrate" in lineage) == (target.precision in QUANTIZED)
+        assert ("convert" in lineage) == (BACKENDS[target.backend].builds_from == "convert")
+    if not any(target.precision in QUANTIZED for target in inputs.targets):
+        assert "calibrate" not in seen
+    assert set(environments_of(inputs)) == {stage.environment for stage in plan.stages}
+
+
+@given(requests)
+def test_inputs_survive_a_restart(inputs: Inputs) -> None:
+    again = Inputs.from_json(inputs.to_json())
+    assert again == inputs
+    assert make_plan(again, VERSIONS) == make_plan(inputs, VERSIONS)
+
+
+def test_the_stages_of_a_request() -> None:
+    plan = make_plan(BASE, VERSIONS)
+    assert {stage.name for stage in plan.stages} == {
+        "freeze", "convert", "calibrate", "reference", "quantize onnxruntime",
+        "build onnxruntime fp32", "build onnxruntime int8", "build tensorflow fp32",
+        "verify onnxruntime fp32", "verify onnxruntime int8", "verify tensorflow fp32",
+    }  # fmt: skip
+    assert plan.stage("freeze").inputs == {"model": Upload(MODEL.blob, "model.keras")}
+    assert plan.stage("build tensorflow fp32").inputs == {"model": Output("freeze")}
+    assert plan.stage("build onnxruntime fp32").inputs == {"model": Output("convert")}
+    assert plan.stage("build onnxruntime int8").inputs == {"model": Output("quantize onnxruntime")}
+    assert plan.stage("reference").inputs["dataset"] == Upload(DATASET.blob, "data.npz")
+    assert plan.engines[1].id.startswith("m-onnxruntime-int8-")
+
+
+def keys(inputs: Inputs, versions: dict[str, str] = VERSIONS) -> dict[str, str]:
+    plan = make_plan(inputs, versions)
+    found = {stage.name: stage.key for stage in plan.stages}
+    return {**found, **{engine.id.rsplit("-", 1)[0]: engine.key for engine in plan.engines}}
+
+
+def changed(inputs: Inputs, versions: dict[str, str] = VERSIONS) -> set[str]:
+    before, after = keys(BASE), keys(inputs, versions)
+    assert set(before) == set(after)
+    return {name for name in before if before[name] != after[name]}
+
+
+QUANTIZATION = {
+    "calibrate", "quantize onnxruntime", "build onnxruntime int8", "verify onnxruntime int8", "m-onnxruntime-int8",
+}  # fmt: skip
+
+
+def test_what_changes_which_keys() -> None:
+    assert changed(BASE) == set()
+    everything = set(keys(BASE))
+    assert changed(replace(BASE, model=replace(MODEL, blob="sha256:" + "b" * 64))) == everything
+    calibration = BASE.calibration
+    assert calibration is not None
+    assert changed(replace(BASE, calibration=replace(calibration, method="max"))) == QUANTIZATION
+    assert changed(replace(BASE, calibration=replace(calibration, exclude=("Gemm",)))) == QUANTIZATION - {"calibrate"}
+    layout = changed(replace(BASE, layout="nchw"))
+    assert not layout & {"freeze", "build tensorflow fp32"} and "m-onnxruntime-fp32" in layout
+    tensorflow = changed(BASE, {**VERSIONS, "tensorflow": "t2"})
+    assert tensorflow == everything
+    assert not changed(BASE, {**VERSIONS, "onnxruntime": "o2"}) & {"freeze", "convert", "build tensorflow fp32"}
+    profile = replace(BASE, targets=(replace(BASE.targets[0], profile=(1, 1, 1)), *BASE.targets[1:]))
+    assert changed(profile) == {"build onnxruntime fp32", "verify onnxruntime fp32", "m-onnxruntime-fp32"}
+    options = replace(BASE, targets=(replace(BASE.targets[0], options={"spinning": "false"}), *BASE.targets[1:]))
+    assert changed(options) == changed(profile)
+
+
+def test_limits_of_verification_do_not_make_another_engine() -> None:
+    strict = replace(BASE, verification=replace(BASE.verification, minimum_sqnr_db=30.0))
+    assert changed(strict) == {name for name in keys(BASE) if name.startswith("verify")}
+    other = changed(replace(BASE, verification=Verification(SYNTHETIC)))
+    assert {"m-onnxruntime-fp32", "m-onnxruntime-int8", "m-tensorflow-fp32", "reference"} <= other
+    assert not any(name.startswith("build") for name in other)
+
+
+def test_a_models_name_is_no_part_of_a_key() -> None:
+    renamed = replace(BASE, model=replace(MODEL, name="projects/p/models/other"))
+    plan, other = make_plan(BASE, VERSIONS), make_plan(renamed, VERSIONS)
+    assert [e.key for e in plan.engines] == [e.key for e in other.engines]
+    assert [e.id for e in plan.engines] != [e.id for e in other.engines]
+
+
+def test_targets_that_differ_only_in_profile_have_stages_of_their_own() -> None:
+    twice = (Target("onnxruntime", "FP32"), Target("onnxruntime", "FP32", (1, 1, 1)))
+    plan = make_plan(replace(BASE, targets=twice), VERSIONS)
+    assert [engine.build for engine in plan.engines] == ["build onnxruntime fp32", "build onnxruntime fp32 #2"]
+    assert plan.stage("build onnxruntime fp32 #2").stage == "build"
+
+
+def test_the_table_of_backends() -> None:
+    assert backends_with("INT8") == ["onnxruntime", "tensorrt"]
+    for backend in BACKENDS.values():
+        assert (backend.dialect is not None) or not (backend.precisions & QUANTIZED)

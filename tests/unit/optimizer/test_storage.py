@@ -1,0 +1,190 @@
+"""The database: migrations, transactions, jobs and their events, whatever the order."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from enginehouse_optimizer.lock import DataDirLock
+from enginehouse_optimizer.storage import database as database_module
+from enginehouse_optimizer.storage.database import MIGRATIONS, Database
+from enginehouse_optimizer.storage.engines import EngineIndex
+from enginehouse_optimizer.storage.jobs import Jobs
+from enginehouse_optimizer.storage.paging import Page
+from enginehouse_optimizer.storage.resources import Resources
+from enginehouse_optimizer.storage.serving import ServingStore
+from google.rpc import status_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginehouse.errors import AbortedError, AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+from enginehouse.names import ResourceName
+from enginehouse.v1 import engines_pb2, models_pb2, serving_pb2
+from enginehouse.v1 import optimizer_pb2 as pb
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return Database(tmp_path / "test.sqlite")
+
+
+def test_migrations_run_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "db"
+    Database(path).close()
+    more = (*MIGRATIONS, "CREATE TABLE added (x INTEGER);")
+    monkeypatch.setattr(database_module, "MIGRATIONS", more)
+    opened = Database(path)
+    assert opened.version == len(more)
+    opened.execute("INSERT INTO added VALUES (1)")
+    opened.close()
+    assert Database(path).row("SELECT x FROM added")
+    monkeypatch.setattr(database_module, "MIGRATIONS", MIGRATIONS)
+    with pytest.raises(FailedPreconditionError, match="later version"):
+        Database(path)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "db"
+    Database(path).close()
+    broken = (*MIGRATIONS, "CREATE TABLE half (x INTEGER); CREATE TABLE jobs (x);")
+    monkeypatch.setattr(database_module, "MIGRATIONS", broken)
+    with pytest.raises(FailedPreconditionError, match="not a usable database"):
+        Database(path)
+    tables = {row[0] for row in sqlite3.connect(path).execute("SELECT name FROM sqlite_master")}
+    assert "half" not in tables
+    monkeypatch.setattr(database_module, "MIGRATIONS", MIGRATIONS)
+    assert Database(path).version == len(MIGRATIONS)
+
+
+def test_what_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    path.write_bytes(b"this is not a database at all" * 100)
+    with pytest.raises(FailedPreconditionError, match="not a usable database"):
+        Database(path)
+
+
+def test_a_transaction_is_whole_or_nothing(database: Database) -> None:
+    with pytest.raises(RuntimeError), database.transaction():
+        database.execute("INSERT INTO revisions VALUES ('p', 1)")
+        with database.transaction():
+            database.execute("INSERT INTO revisions VALUES ('q', 1)")
+        raise RuntimeError
+    assert database.rows("SELECT * FROM revisions") == []
+
+
+def test_the_lock_names_its_holder(tmp_path: Path) -> None:
+    import os
+
+    lock = DataDirLock(tmp_path / "data")
+    lock.acquire()
+    with pytest.raises(FailedPreconditionError, match=f"process {os.getpid()}"):
+        DataDirLock(tmp_path / "data").acquire()
+    lock.release()
+    DataDirLock(tmp_path / "data").acquire()
+
+
+@given(count=st.integers(0, 12), size=st.integers(1, 5))
+def test_pages_show_everything_once(count: int, size: int) -> None:
+    database = Database(":memory:")
+    models = Resources(database, "models", models_pb2.Model)
+    names = [f"m{n:02}" for n in range(count)]
+    for name in reversed(names):
+        models.create(ResourceName("p", "models", name), name, models_pb2.Model(name=name), replace=False)
+    seen, token = [], ""
+    for _ in range(20):
+        page, token = models.page("p", Page.of(size, token))
+        seen += [model.name for model in page]
+        if not token:
+            break
+    assert seen == names
+    database.close()
+
+
+@pytest.mark.parametrize("token", ["%%%", "\u2603", "abc"])
+def test_tokens_that_we_did_not_make(token: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="page_token"):
+        Page.of(0, token)
+
+
+def test_resources_keep_what_they_have(database: Database) -> None:
+    models = Resources(database, "models", models_pb2.Model)
+    name = ResourceName("p", "models", "m")
+    first = models.create(name, "d1", models_pb2.Model(file_name="one"), replace=False)
+    assert models.create(name, "d1", models_pb2.Model(file_name="two"), replace=True) == first
+    with pytest.raises(AlreadyExistsError):
+        models.create(name, "d2", models_pb2.Model(), replace=False)
+    assert models.create(name, "d2", models_pb2.Model(file_name="three"), replace=True).file_name == "three"
+    assert models.get(name).file_name == "three"
+
+
+def test_the_first_engine_of_a_key_stays(database: Database) -> None:
+    index = EngineIndex(database)
+    engine = engines_pb2.Engine(name="projects/p/engines/e1", key="k", model="m", backend="b")
+    assert index.publish(engine) == engine
+    again = engines_pb2.Engine(name="projects/p/engines/e1", key="k", model="m", backend="other")
+    assert index.publish(again) == engine
+    assert index.find("p", "k", "m") == engine and index.find("q", "k", "m") is None
+
+
+def test_revisions_rise_with_every_change(database: Database) -> None:
+    store = ServingStore(database)
+    name = ResourceName("p", "servingConfigs", "c")
+    assert store.state("p").revision == 0
+    made = store.put(name, serving_pb2.ServingConfig(), {"e"}, allow_missing=True)
+    assert store.state("p").revision == 1 and store.state("q").revision == 0
+    with pytest.raises(AbortedError):
+        store.put(name, serving_pb2.ServingConfig(etag="other"), {"e"}, allow_missing=True)
+    assert store.state("p").revision == 1, "a change that fails is none"
+    store.put(name, serving_pb2.ServingConfig(etag=made.etag), set(), allow_missing=False)
+    store.delete(name)
+    state = store.state("p")
+    assert (state.configs, state.revision) == ((), 3)
+    EngineIndex(database).publish(engines_pb2.Engine(name="projects/p/engines/e", key="k"))
+    EngineIndex(database).delete(ResourceName("p", "engines", "e"))
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.just(("start",)),
+        st.just(("requeue",)),
+        st.tuples(st.just("stage"), st.sampled_from(["a", "b", "nobody"]), st.integers(1, 6), st.floats(0, 1)),
+    ),
+    max_size=15,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS, end=st.sampled_from([pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED]))
+def test_events_tell_all_in_order_and_end_with_the_operation(steps: list[tuple[object, ...]], end: int) -> None:
+    database = Database(":memory:")
+    told: list[int] = []
+    jobs = Jobs(database, told.append)
+    job = jobs.create("p", "op", pb.OptimizeRequest(model="m"), "{}", ["a", "b"])
+    for step in steps:
+        if step[0] == "start":
+            jobs.start(job.number)
+        elif step[0] == "requeue":
+            jobs.requeue(job.number)
+        else:
+            jobs.update_stage(job.number, str(step[1]), step[2], fraction=step[3])  # type: ignore[arg-type]
+    error = None if end == pb.JOB_STATE_SUCCEEDED else status_pb2.Status(code=9, message="why")
+    response = pb.OptimizeResponse() if error is None else None
+    jobs.finish(job.number, end, response=response, error=error)
+    events = jobs.events(job.number, 0)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert len(told) == len(events)
+    assert events[-1].operation == jobs.operation(jobs.by_number(job.number))
+    assert events[-1].operation.done and not any(event.HasField("operation") for event in events[:-1])
+    for after in range(len(events) + 1):
+        assert jobs.events(job.number, after) == events[after:]
+    for stage in jobs.stages(job.number):
+        last = [event.stage for event in events if event.stage.name == stage.name][-1:]
+        ended = stage.state in (3, 4, 5, 6)
+        assert ended, "nothing runs when the job is done"
+        assert (
+            not last or last[0].state == stage.state or stage.state == pb.STAGE_STATE_CANCELLED or ("requeue",) in steps
+        )
+    jobs.delete(jobs.by_number(job.number))
+    assert database.rows("SELECT * FROM events") == [] and database.rows("SELECT * FROM job_stages") == []
+    database.close()
