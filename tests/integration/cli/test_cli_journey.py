@@ -1,0 +1,91 @@
+"""The whole job by commands alone: up, optimize, load, infer, telemetry, down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stack_world import need_environments, tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
+
+COMMAND = [sys.executable, "-c", "from enginehouse.cli.entry import main; main()"]
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def _environment(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("ENGINEHOUSE_OPTIMIZER",)}
+    return {**kept, "ENGINEHOUSE_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need_environments()
+    return tmp_path_factory.mktemp("cli") / "home"
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Iterator[Run]:
+    def call(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        environment = _environment(home)
+        done = subprocess.run(
+            [*COMMAND, *arguments], capture_output=True, text=True, env=environment, cwd=home.parent, timeout=200
+        )
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    call("up", "--ports", "auto")
+    yield call
+    stopped = call("down", "--json")
+    assert sorted(json.loads(stopped.stdout)) == ["inference", "optimizer", "telemetry"]
+    call("status", status=1)
+
+
+def test_from_a_file_to_answers(run: Run, home: Path) -> None:
+    assert "runs already" in run("up", status=1).stderr
+    assert all(service["serving"] for service in json.loads(run("status", "--json").stdout))
+    tiny = tiny_model(home.parent)
+    optimized = run(
+        *["optimize", str(tiny), "--precision", "fp32", "--precision", "int8"],
+        *["--synthetic", "8", "--batch", "1:4:8", "--min-sqnr", "1", "--json"],
+    )
+    fp32, int8 = json.loads(optimized.stdout)
+    assert (fp32["precision"], int8["precision"]) == ("fp32", "int8") and "calibrate" in optimized.stderr
+    run("load", "tiny", int8["id"])
+    assert "READY" in run("serving").stdout
+    answer = json.loads(run("infer", "tiny", "--random", "--batch", "3", "--json").stdout)
+    assert answer["outputs"]["scores"]["shape"] == [3, 10]
+    assert "is served by tiny" in run("engines", "delete", int8["id"], status=1).stderr
+    run("unload", "tiny")
+    run("engines", "delete", int8["id"])
+    job = json.loads(run("jobs", "list", "--json").stdout)[0]
+    assert job["state"] == "succeeded" and run("jobs", "log", job["id"], "freeze").returncode == 0
+    lines = run("telemetry", "--json", "--count", "2", "--period", "0.2").stdout.splitlines()
+    assert len(lines) == 2 and json.loads(lines[0])["host"]
+
+
+def test_an_interrupt_cancels_the_job(run: Run, home: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "optimize", "vgg16"],
+        env=_environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(100):
+        if "RUNNING" in run("jobs", "list", "--json").stdout.upper():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "to stop" in err, err
+    assert json.loads(run("jobs", "list", "--json").stdout)[0]["state"] == "cancelled"
