@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,7 @@ app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 def add_to(root: typer.Typer) -> None:
     """Add the commands that stand alone."""
     root.command("report", epilog="Example: enginehouse report results/mine")(_report)
-    root.command("demo", epilog="Example: enginehouse demo")(_demo)
+    root.command("demo", epilog="Example: enginehouse demo --keep")(_demo)
 
 
 @app.command("list")
@@ -76,15 +77,20 @@ def _report(
     print_json(files) if json else say(f"wrote {files.html}")
 
 
-def _demo() -> None:
-    """Train, optimize, serve, benchmark and report on this machine."""
-    try:
-        demo = import_module("enginehouse.local.demo")
-    except ModuleNotFoundError as error:
-        raise FailedPreconditionError(f"the demo cannot run here: {error}") from None
-    status = demo.run()
-    if status:
-        raise typer.Exit(status)
+def _demo(
+    directory: Annotated[
+        Path | None, typer.Option("--out", help="Folder for all that it makes; enginehouse-results/demo-TIME.")
+    ] = None,
+    suite: Annotated[str, typer.Option(help="The benchmark suite to run.")] = "quick",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the services running afterwards.")] = False,
+    json: Json = False,
+) -> None:
+    """Train, optimize, serve, benchmark and report on this machine: the whole job in a few minutes."""
+    demo = _extra("enginehouse.demo.run", "demo")
+    chosen = directory or Path("enginehouse-results") / time.strftime("demo-%Y%m%d-%H%M%S")
+    files = demo.run(chosen, suite=suite, keep=keep, quiet=json)
+    if json:
+        print_json(files)
 
 
 class Lines:
