@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from enginehouse.rpc.settings import ServerSettings
-from enginehouse_inference.devices.supervisor import SupervisorSettings
+from enginehouse_inference.devices.hosted import SupervisorSettings
 
 
 class InferenceSettings(ServerSettings):

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,24 +15,9 @@ from enginehouse.errors import EnginehouseError, UnavailableError
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.link import InferenceResult, LoadedModel, WorkerProcess
 from enginehouse.workers.tensors import TensorInput
+from enginehouse_inference.devices.hosted import Hosted, SupervisorSettings
 
 _log = structlog.get_logger("worker")
-
-
-@dataclass(frozen=True)
-class SupervisorSettings:
-    """When a worker is taken for dead or beyond hope. Times in seconds."""
-
-    ping_interval: float = 5.0
-    ping_timeout: float = 30.0
-    load_timeout: float = 1800.0
-    inference_timeout: float = 300.0
-    backoff_first: float = 0.1
-    backoff_most: float = 30.0
-    # A model that has crashed its worker this often within the window is not loaded again.
-    crash_limit: int = 3
-    crash_window: float = 600.0
-    start_attempts: int = 3
 
 
 class Start(Protocol):
@@ -42,29 +26,6 @@ class Start(Protocol):
     async def __call__(
         self, environment: WorkerEnvironment, device: str, log: Callable[[str], None]
     ) -> WorkerProcess: ...
-
-
-@dataclass(eq=False)
-class _Hosted:
-    """An engine that the worker should hold."""
-
-    key: str
-    directory: Path
-    instances: int
-    warmup: Sequence[int]
-    options: dict[str, str]
-    changed: Callable[[], None]
-    first: asyncio.Future[LoadedModel]
-    loading: bool = False
-    ready: bool = False
-    reason: str = "the worker is starting"
-    failed: bool = False
-    # When it crashed the worker, and how much of the blame it bears (others ran at the same time).
-    crashes: list[tuple[float, float]] = field(default_factory=list)
-
-    def blame(self, now: float, window: float) -> float:
-        self.crashes = [c for c in self.crashes if c[0] > now - window]
-        return sum(share for _, share in self.crashes)
 
 
 class DeviceWorker:
@@ -82,7 +43,7 @@ class DeviceWorker:
         self._settings = settings
         self._start: Start = start or _start
         self._worker: WorkerProcess | None = None
-        self._hosted: dict[str, _Hosted] = {}
+        self._hosted: dict[str, Hosted] = {}
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
         self._suspects: set[str] = set()
@@ -125,7 +86,7 @@ class DeviceWorker:
             EnginehouseError: it cannot be loaded; the worker holds nothing of it.
         """
         future: asyncio.Future[LoadedModel] = asyncio.get_running_loop().create_future()
-        hosted = _Hosted(key, directory, instances, warmup, options, changed, future)
+        hosted = Hosted(key, directory, instances, warmup, options, changed, future)
         self._hosted[key] = hosted
         self._wake.set()
         try:
@@ -201,7 +162,7 @@ class DeviceWorker:
     def _name(self) -> str:
         return f"{self._environment.name}@{self._device}"
 
-    def _wanted(self) -> list[_Hosted]:
+    def _wanted(self) -> list[Hosted]:
         return [h for h in self._hosted.values() if not h.failed]
 
     def _start_failed(self, error: EnginehouseError, *, last: bool) -> None:
@@ -265,7 +226,7 @@ class DeviceWorker:
                 continue
             await self._load_one(worker, pending[0])
 
-    async def _load_one(self, worker: WorkerProcess, hosted: _Hosted) -> None:
+    async def _load_one(self, worker: WorkerProcess, hosted: Hosted) -> None:
         hosted.loading = True
         hosted.reason = "it is being loaded"
         try:

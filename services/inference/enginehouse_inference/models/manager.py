@@ -22,7 +22,8 @@ from enginehouse.errors import (
     UnavailableError,
 )
 from enginehouse.workers.environments import BACKEND_ENVIRONMENTS, WorkerEnvironments
-from enginehouse_inference.devices.supervisor import DeviceWorker, SupervisorSettings
+from enginehouse_inference.devices.hosted import SupervisorSettings
+from enginehouse_inference.devices.supervisor import DeviceWorker
 from enginehouse_inference.models.catalog import Catalog, State
 from enginehouse_inference.models.plan import Loading, ModelPlan, QueueDefaults, VersionPlan
 from enginehouse_inference.models.version import EngineInfo, ModelVersion
