@@ -53,8 +53,8 @@ def lines(error: EnginehouseError) -> list[str]:
     """What to print: what went wrong, and a hint where the message has none."""
     text = [f"enginehouse: {error.message}"]
     hint = _HINTS.get(type(error))
-    if isinstance(error, AlreadyExistsError) and "/" in error.message and "--replace" not in error.message:
-        hint = "--replace replaces it, where the command has it" if "models/" in error.message else None
+    if isinstance(error, AlreadyExistsError) and any(kind in error.message for kind in ("/models/", "/datasets/")):
+        hint = "--replace replaces it, --name takes another id"
     if hint is not None:
         text.append(f"hint: {hint}")
     return text

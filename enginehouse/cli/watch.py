@@ -55,7 +55,7 @@ class Display:
             style = _STYLES.get(stage.state, "dim")
             bar = ProgressBar(total=1.0, completed=min(1.0, stage.fraction), width=20)
             table.add_row(
-                Text(stage.name),
+                Text(stage.name, no_wrap=True),
                 Text(stage.state, style=style),
                 bar if stage.state == "running" else Text(""),
                 Text(self._seconds(stage)),

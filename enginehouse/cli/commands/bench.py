@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,7 @@ import typer
 from enginehouse.cli import context
 from enginehouse.cli.errors import INTERRUPTED
 from enginehouse.cli.output import Json, print_json, print_table, say
-from enginehouse.errors import FailedPreconditionError, NotFoundError
+from enginehouse.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from enginehouse.bench.rows import NotRun, Row
@@ -78,19 +77,14 @@ def _report(
 
 
 def _demo(
-    directory: Annotated[
-        Path | None, typer.Option("--out", help="Folder for all that it makes; enginehouse-results/demo-TIME.")
-    ] = None,
-    suite: Annotated[str, typer.Option(help="The benchmark suite to run.")] = "quick",
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the services running afterwards.")] = False,
-    json: Json = False,
+    directory: Annotated[Path, typer.Option("--out", help="A new or empty folder for all that it makes.")] = Path(
+        "enginehouse-demo"
+    ),
+    suite: Annotated[str, typer.Option(help="The benchmark's suite.")] = "quick",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the services running.")] = False,
 ) -> None:
-    """Train, optimize, serve, benchmark and report on this machine: the whole job in a few minutes."""
-    demo = _extra("enginehouse.demo.run", "demo")
-    chosen = directory or Path("enginehouse-results") / time.strftime("demo-%Y%m%d-%H%M%S")
-    files = demo.run(chosen, suite=suite, keep=keep, quiet=json)
-    if json:
-        print_json(files)
+    """Train, optimize, serve, benchmark and report on this machine."""
+    _extra("enginehouse.demo.run", "demo").run(directory, suite=suite, keep=keep)
 
 
 class Lines:
@@ -125,5 +119,5 @@ def _extra(module: str, extra: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("enginehouse"):
-            raise NotFoundError(f"{module} is not there: {error}") from None
+            raise
         raise FailedPreconditionError(f"this needs {error.name}: pip install 'enginehouse[{extra}]'") from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+from typing import Annotated, Any
 
 import typer
 
@@ -10,8 +11,10 @@ from enginehouse.cli import completion
 from enginehouse.cli.context import connected
 from enginehouse.cli.options import pairs
 from enginehouse.cli.output import Json, print_json, print_table, say
+from enginehouse.client import Client
 from enginehouse.client.values import Batching
 from enginehouse.client.values.convert import id_of
+from enginehouse.errors import NotFoundError
 
 Name = Annotated[str, typer.Argument(help="The name that clients use.", autocompletion=completion.served)]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for this client's inference process.")]
@@ -39,11 +42,12 @@ def _load(
     json: Json = False,
 ) -> None:
     """Serve an engine under a name, in every inference process of the project. What is not given stays as it is."""
-    batching = None
-    if max_batch is not None or max_delay_ms is not None or max_queue is not None:
-        batching = Batching(max_batch or 0, (max_delay_ms or 0.0) / 1e3, max_queue_size=max_queue or 0)
+    delay = None if max_delay_ms is None else max_delay_ms / 1e3
+    given = {"max_batch_size": max_batch, "max_queue_delay_seconds": delay, "max_queue_size": max_queue}
+    changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     options = pairs(option, "--option") if option else None
     with connected() as client:
+        batching = dataclasses.replace(_batching(client, name), **changes) if changes else None
         config = client.load(
             name,
             engine,
@@ -60,6 +64,13 @@ def _load(
     newest = config.newest
     state = "will be served" if no_wait else "is served"
     say(f"{config.id} version {version or (newest.version if newest else 0)} {state}")
+
+
+def _batching(client: Client, name: str) -> Batching:
+    try:
+        return client.serving.get(name).batching
+    except NotFoundError:
+        return Batching()
 
 
 def _unload(name: Name, no_wait: NoWait = False, timeout: Timeout = 60.0) -> None:

@@ -160,6 +160,8 @@ def test_load_infer_unload(enginehouse: Any) -> None:
     done = enginehouse("load", "double", "e1", *settings, "--json")
     config = json.loads(done.out)
     assert config["instances"] == 2 and config["batching"]["max_queue_delay_seconds"] == 0.002
+    kept = json.loads(enginehouse("load", "double", "e1", "--max-batch", "4", "--json").out)["batching"]
+    assert (kept["max_batch_size"], kept["max_queue_delay_seconds"]) == (4, 0.002)
     assert "double" in enginehouse("serving").out
     np.save("x.npy", np.arange(3.0)[None])
     np.savez("x.npz", x=np.ones((2, 3), np.float32))
