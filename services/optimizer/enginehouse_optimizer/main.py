@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
@@ -28,8 +30,24 @@ async def serve(settings: OptimizerSettings) -> None:
     await run_until_signalled(server, start=app.start, drain=app.close, announce=lambda port: announce({"port": port}))
 
 
-def main() -> int:
+def settings_help() -> str:
+    """One line for each setting: its variable, its default, what it means."""
+    lines = ["environment variables:"]
+    for name, field in OptimizerSettings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        lines.append(f"  ENGINEHOUSE_{name.upper()} [{'' if default is None else default}]  {field.description or ''}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 after a signal, 1 when it could not start, 2 for wrong settings."""
+    parser = argparse.ArgumentParser(
+        prog="enginehouse-optimizer",
+        description="Turns models into engines and keeps them, over gRPC.",
+        epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(arguments)
     try:
         settings = OptimizerSettings()  # type: ignore[call-arg, unused-ignore]
     except ValidationError as error:

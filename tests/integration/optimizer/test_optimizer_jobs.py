@@ -283,7 +283,7 @@ def test_verification_uses_the_calibration_data_by_default(optimizer: OptimizerP
     assert engine.verification.data == dataset.name
     stages = {stage.name: stage for stage in _manifest(optimizer, engine).stages}
     assert stages["verify onnxruntime int8"].inputs["dataset"] == dataset.blob
-    assert stages["calibrate"].params == {"method": "max"}
+    assert stages["calibrate"].params == {"method": "max", "max_samples": 2**31 - 1}
     assert stages["quantize onnxruntime"].params == {"dialect": "onnxruntime", "exclude": []}
 
 

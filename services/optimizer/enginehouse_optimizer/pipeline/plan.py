@@ -22,6 +22,10 @@ from enginehouse_optimizer.pipeline.backends import BACKENDS, FREEZING, QUANTIZE
 from enginehouse_optimizer.pipeline.inputs import Data, Inputs, Target
 
 
+# The API's "all" said to the stage that would otherwise stop at a number of its own.
+_ALL_SAMPLES = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class Upload:
     """An input that is a directory with one uploaded file."""
@@ -173,7 +177,8 @@ def _calibrate(builder: _Builder, inputs: Inputs, converted: Output) -> Output |
     calibration = inputs.calibration
     if calibration is None or not any(target.precision in QUANTIZED for target in inputs.targets):
         return None
-    params: dict[str, Any] = {"method": calibration.method, **_samples(calibration.data, calibration.max_samples)}
+    samples = _samples(calibration.data, calibration.max_samples or _ALL_SAMPLES)
+    params: dict[str, Any] = {"method": calibration.method, **samples}
     if calibration.percentile is not None:
         params["percentile"] = calibration.percentile
     if calibration.batch_size:
