@@ -12,6 +12,7 @@ the worker's, which would run the engine, are told apart.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import numpy as np
 import psutil
 import tritonclient.grpc as triton
@@ -86,6 +88,25 @@ def serve_bare(port: Any) -> None:
     port.send(server.add_insecure_port("127.0.0.1:0"))
     server.start()
     server.wait_for_termination()
+
+
+class BareAsync(Bare):
+    """The same on grpc.aio, which the front is built on: what of the front's cost is asyncio's."""
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+        return super().ModelInfer(request, context)
+
+
+def serve_bare_async(port: Any) -> None:
+    async def serve() -> None:
+        server = grpc.aio.server(options=(*GRPC_OPTIONS, *LIMITS))
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(BareAsync(), server)
+        port.send(server.add_insecure_port("127.0.0.1:0"))
+        await server.start()
+        await server.wait_for_termination()
+
+    tune_malloc()
+    asyncio.run(serve())
 
 
 @dataclass
@@ -173,8 +194,9 @@ def measure(targets: list[Target], model: str, rounds: int) -> list[dict[str, An
         for _ in range(rounds):
             for target in targets:
                 results[target.name].append(run(target, data, count))
-        front, bare = ([r[0] for r in results[name]] for name in ("front", "bare"))
+        front, bare, bare_async = ([r[0] for r in results[name]] for name in ("front", "bare", "bare_async"))
         ratios = [f / b for f, b in zip(front, bare, strict=True)]
+        ratios_async = [f / b for f, b in zip(front, bare_async, strict=True)]
         rows.append(
             {
                 "answer": model,
@@ -182,6 +204,8 @@ def measure(targets: list[Target], model: str, rounds: int) -> list[dict[str, An
                 "request_bytes": len(data),
                 "front_cpu_ms": round(statistics.median(front), 3),
                 "bare_cpu_ms": round(statistics.median(bare), 3),
+                "bare_async_cpu_ms": round(statistics.median(bare_async), 3),
+                "ratio_to_bare_async": round(statistics.median(ratios_async), 2),
                 "ratio": round(statistics.median(ratios), 2),
                 "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
                 "worker_cpu_ms": round(statistics.median(r[1] for r in results["front"]), 3),
@@ -205,25 +229,28 @@ def main() -> None:
         subprocess.run([onnx.python, "-c", BUILD, name], check=True)
         # Spawned: a fork of a process that has used gRPC hangs.
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        bare = context.Process(target=serve_bare, args=(theirs,), daemon=True)
-        bare.start()
+        bare: list[tuple[str, Any, int]] = []
+        for target_name, serve in (("bare", serve_bare), ("bare_async", serve_bare_async)):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs,), daemon=True)
+            process.start()
+            bare.append((target_name, process, ours.recv()))
         front, port = start_front(folder)
         try:
             client = triton.InferenceServerClient(f"127.0.0.1:{port}")
             for model in ("echo", "brief"):
                 config = {"engine_directory": str(folder / model), "options": {"intra_op_threads": "1"}}
                 client.load_model(model, config=json.dumps({**config, "instances": 2}))
-            assert bare.pid is not None
-            targets = [
-                Target("front", connect(port, options.clients), psutil.Process(front.pid)),
-                Target("bare", connect(ours.recv(), options.clients), psutil.Process(bare.pid)),
+            targets = [Target("front", connect(port, options.clients), psutil.Process(front.pid))] + [
+                Target(name, connect(port, options.clients), psutil.Process(process.pid))
+                for name, process, port in bare
             ]
             rows = [row for model in ("echo", "brief") for row in measure(targets, model, options.rounds)]
         finally:
             front.terminate()
             front.wait()
-            bare.terminate()
+            for _, process, _ in bare:
+                process.terminate()
     report = {
         "command": " ".join(["python", *sys.argv]),
         "clients": options.clients,
