@@ -21,7 +21,6 @@ from enginehouse.artifacts.manifest import engine_key
 from enginehouse_optimizer.pipeline.backends import BACKENDS, FREEZING, QUANTIZED, QUANTIZING, Backend
 from enginehouse_optimizer.pipeline.inputs import Data, Inputs, Target
 
-
 # The API's "all" said to the stage that would otherwise stop at a number of its own.
 _ALL_SAMPLES = 2**31 - 1
 
