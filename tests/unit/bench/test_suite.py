@@ -14,11 +14,8 @@ GOOD = "name: s\nmodels: [resnet_v1_50]\nmodes: [onnxruntime-cpu-fp32]\nbatches:
 def test_packaged_suites_are_valid() -> None:
     assert packaged_suites() == ("paper", "quick")
     quick = load_suite("quick")
-    assert [mode.name for mode in quick.modes] == [
-        "tensorflow-cpu-fp32",
-        "onnxruntime-cpu-fp32",
-        "onnxruntime-cpu-int8",
-    ]
+    # Every mode of the paper, so that a report says of each whether it could run.
+    assert {mode.name for mode in load_paper().modes} < {mode.name for mode in quick.modes}
     assert quick.batches == (1, 2, 4, 8)
 
 

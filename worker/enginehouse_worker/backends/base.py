@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 class TensorSpec:
     """One input or output of an engine.
 
-    `dtype` is the Open Inference Protocol's name (FP32, UINT8, BYTES, ...); `shape` has -1 where a dimension is dynamic.
+    `dtype` is the Open Inference Protocol's name (FP32, UINT8, BYTES, ...); `shape` has -1 for a dynamic dimension.
     """
 
     name: str
@@ -112,10 +112,10 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     Raises:
         ValueError: the name is none of the protocol's.
     """
-    try:
-        return np.dtype(_NUMPY[name])
-    except KeyError:
-        raise ValueError(f"unknown dtype {name!r}: expected one of {', '.join(sorted(_NUMPY))}") from None
+    if name not in _NUMPY:
+        raise ValueError(f"unknown dtype {name!r}: expected one of {', '.join(sorted(_NUMPY))}")
+    dtype: np.dtype[Any] = np.dtype(_NUMPY[name])
+    return dtype
 
 
 def protocol_dtype(dtype: np.dtype[Any]) -> str:
