@@ -15,10 +15,11 @@ from typing import Any
 from enginehouse.errors import InternalError, UnavailableError, error_for_name
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.framing import Frame
+from enginehouse.workers.inputs import write_inputs
 from enginehouse.workers.process import LogSink, LogTail, describe_exit, spawn
 from enginehouse.workers.results import InferenceResult, LoadedModel, Measurement, loaded_model
-from enginehouse.workers.segments import Segment, SegmentMap, SegmentPool, aligned
-from enginehouse.workers.tensors import Array, FilePart, TensorInput, TensorOutput, tensor_input
+from enginehouse.workers.segments import Segment, SegmentMap, SegmentPool
+from enginehouse.workers.tensors import Array, TensorInput, TensorOutput, tensor_input
 from enginehouse.workers.transport import Transport
 
 __all__ = ["InferenceResult", "LoadedModel", "Measurement", "WorkerProcess"]
@@ -170,7 +171,7 @@ class WorkerProcess:
         self._check()
         if isinstance(inputs, Mapping):
             inputs = [tensor_input(name, array) for name, array in inputs.items()]
-        segment, described = self._write(inputs)
+        segment, described = write_inputs(self._pool, inputs)
         request: Frame = {"type": "infer", "model": key, "inputs": described, "outputs": list(outputs)}
         if deadline_ns is not None:
             request["deadline"] = deadline_ns
@@ -251,39 +252,6 @@ class WorkerProcess:
             elif future.done() and not future.cancelled() and future.exception() is None:
                 self._discard(future.result())
             raise
-
-    def _write(self, inputs: Sequence[TensorInput]) -> tuple[Segment, list[Frame]]:
-        """Copy tensors into a segment; returns it and their descriptions."""
-        sizes = [tensor.size for tensor in inputs]
-        segment = self._pool.acquire(sum(aligned(size) for size in sizes))
-        described: list[Frame] = []
-        offset = 0
-        try:
-            memory = segment.view
-            for tensor, size in zip(inputs, sizes, strict=True):
-                position = offset
-                for part in tensor.parts:
-                    place = memory[position : position + len(part)]
-                    if isinstance(part, FilePart):
-                        part.read_into(place)
-                    else:
-                        place[:] = part
-                    position += len(part)
-                described.append(
-                    {
-                        "name": tensor.name,
-                        "dtype": tensor.dtype,
-                        "shape": tensor.shape,
-                        "segment": segment.id,
-                        "offset": offset,
-                        "bytes": size,
-                    }
-                )
-                offset += aligned(size)
-        except BaseException:
-            self._pool.release(segment)
-            raise
-        return segment, described
 
     def _receive(self, frame: Frame, descriptor: int | None) -> None:
         kind = frame.get("type")

@@ -14,7 +14,7 @@ from enginehouse.rpc.logging import configure_logging
 from enginehouse.rpc.server import run_until_signalled
 from enginehouse.workers.environments import WorkerEnvironments
 from enginehouse_inference.app import InferenceApp
-from enginehouse_inference.process_tuning import tune_malloc
+from enginehouse_inference.process_tuning import raise_descriptor_limit, tune_malloc
 from enginehouse_inference.settings import InferenceSettings
 
 
@@ -40,6 +40,7 @@ def main() -> None:
     configure_logging(level=settings.log_level, format=settings.log_format, service="inference")
     # Before any large block is allocated: freed ones go by the threshold that was set when they were made.
     tune_malloc()
+    raise_descriptor_limit()  # workers inherit it
     try:
         asyncio.run(serve(settings))
     except EnginehouseError as error:

@@ -7,6 +7,7 @@ a server that receives 2.4 MB messages pays for fresh zeroed pages each time: mo
 from __future__ import annotations
 
 import ctypes
+import resource
 
 # <malloc.h>
 _M_TRIM_THRESHOLD = -1
@@ -38,3 +39,9 @@ def tune_malloc() -> bool:
         mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES),
     ]
     return all(done)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many open files as the system lets us: connections and shared memory segments take one or two each."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

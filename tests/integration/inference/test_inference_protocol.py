@@ -59,6 +59,17 @@ def test_a_request_larger_than_the_largest_batch_is_split_and_rejoined(client: A
     np.testing.assert_array_equal(client.infer("text", [tensor("s", texts, "BYTES")]).as_numpy("t"), texts)
 
 
+def test_text_that_a_backend_cannot_take_is_the_clients_error(client: Any) -> None:
+    texts = np.array([[b"\xff\xfe", b"x"]], dtype=object)
+    with refused("INVALID_ARGUMENT", "UTF-8"):
+        client.infer("text", [tensor("s", texts, "BYTES")])
+
+
+def test_empty_tensors(client: Any) -> None:
+    answer = client.infer("identity", [tensor("x", np.zeros((2, 0), np.float32), "FP32")])
+    assert list(answer.get_response().outputs[0].shape) == [2, 0]
+
+
 def test_several_inputs_and_chosen_outputs(client: Any) -> None:
     a, b = np.array([[1, 2, 3]], np.int32), np.array([[10, 20, 30]], np.int32)
     inputs = [tensor("b", b, "INT32"), tensor("a", a, "INT32")]

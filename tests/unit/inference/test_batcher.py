@@ -13,7 +13,13 @@ from enginehouse_inference.batching.policy import BatchPolicy
 from enginehouse_inference.batching.rows import RequestInput
 from enginehouse_inference.models.statistics import Statistics
 
-from enginehouse.errors import DeadlineExceededError, InternalError, ResourceExhaustedError, UnavailableError
+from enginehouse.errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from enginehouse.workers.link import InferenceResult
 from enginehouse.workers.tensors import TensorInput, TensorOutput
 
@@ -27,6 +33,7 @@ class Engine:
         self.released: list[set[int]] = []
         self.error: Exception | None = None
         self.spoil = 0
+        self.poison: int | None = None
         self._gate = asyncio.Semaphore(10**6 if free else 0)
 
     def step(self) -> None:
@@ -42,6 +49,8 @@ class Engine:
         await self._gate.acquire()
         if self.error is not None:
             raise self.error
+        if self.poison in values:
+            raise InvalidArgumentError(f"{self.poison} is poison")
         number = len(self.batches)
         made = {"y": values * 2, "z": -values}
         tensors = tuple(
@@ -185,6 +194,21 @@ async def test_an_error_reaches_everyone_in_the_batch_and_nobody_else() -> None:
     engine.step()
     assert column(await ask(shell, 7)) == [14]
     assert engine.batches == [[0, 1, 2, 3], [7]]
+
+
+async def test_one_clients_bad_values_do_not_fail_its_neighbours() -> None:
+    engine = Engine(free=False)
+    engine.poison = 3
+    shell = batcher(engine)
+    tasks = [asyncio.create_task(ask(shell, n)) for n in (0, 1, 3, 2)]
+    await asyncio.sleep(0.01)
+    for _ in range(5):
+        engine.step()
+    _, first, poisoned, last = await asyncio.gather(*tasks, return_exceptions=True)
+    assert engine.batches == [[0], [1, 3, 2], [1], [3], [2]]
+    assert isinstance(first, Answer) and column(first) == [2]
+    assert isinstance(last, Answer) and column(last) == [4]
+    assert isinstance(poisoned, InvalidArgumentError)
 
 
 async def test_an_engine_that_changes_the_batch_is_found_out() -> None:

@@ -34,6 +34,10 @@ def as_worker_error(error: BaseException, what: str) -> WorkerError:
         return error
     if isinstance(error, MemoryError):
         return WorkerError("RESOURCE_EXHAUSTED", f"{what}: out of memory; use a smaller batch or fewer instances")
+    if isinstance(error, UnicodeDecodeError):
+        return WorkerError(
+            "INVALID_ARGUMENT", f"{what}: a BYTES element is not UTF-8, which this backend needs: {error}"
+        )
     return WorkerError("INTERNAL", f"{what}: {type(error).__name__}: {error}")
 
 
@@ -143,7 +147,7 @@ class Model:
             try:
                 job.run(instance)
             except BaseException as error:
-                if not isinstance(error, WorkerError):
+                if not isinstance(error, WorkerError | UnicodeDecodeError):
                     traceback.print_exc()
                 job.fail(as_worker_error(error, f"running {self.key}"))
         instance.close()

@@ -12,6 +12,7 @@ from enginehouse.errors import (
     DeadlineExceededError,
     EnginehouseError,
     InternalError,
+    InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -201,6 +202,17 @@ class Batcher:
 
     async def _execute(self, batch: Batch[_Request]) -> None:
         try:
+            await self._attempt(batch)
+        finally:
+            self._free += 1
+            # This task ends with the call that starts the next batch.
+            task = asyncio.current_task()
+            if task is not None:
+                self._running.discard(task)
+            self._pump()
+
+    async def _attempt(self, batch: Batch[_Request]) -> None:
+        try:
             wanted = frozenset().union(*(s.entry.item.outputs for s in batch.slices))
             names = [name for name in self._outputs if name in wanted]
             deadlines = [s.entry.deadline_ns for s in batch.slices]
@@ -209,17 +221,18 @@ class Batcher:
             result = await self._run(input_rows(batch, self._batched, lambda r: r.inputs), names, latest)
             self._observer.executed(batch.rows, result)
             self._hand_out(batch, result)
+        except (InternalError, InvalidArgumentError) as error:
+            if len(batch.slices) == 1:
+                self._reject_all(batch, error)
+                return
+            # One request's values may have failed the others': each on its own tells whose.
+            for part in batch.slices:
+                if not part.entry.item.future.done():
+                    await self._attempt(Batch((part,)))
         except EnginehouseError as error:
             self._reject_all(batch, error)
         except Exception as error:
             self._reject_all(batch, InternalError(f"model {self._name}: {type(error).__name__}: {error}"))
-        finally:
-            self._free += 1
-            # This task ends with the call that starts the next batch.
-            task = asyncio.current_task()
-            if task is not None:
-                self._running.discard(task)
-            self._pump()
 
     def _reject_all(self, batch: Batch[_Request], error: EnginehouseError) -> None:
         for part in batch.slices:
