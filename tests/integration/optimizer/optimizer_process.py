@@ -44,8 +44,9 @@ CHUNK = 1 << 20
 
 
 def fake_workers(*names: str) -> dict[str, str]:
-    """Variables that make this interpreter the named worker environments."""
+    """Variables that make this interpreter the named worker environments, and the only ones."""
     return {
+        "ENGINEHOUSE_WORKERS_DIR": os.devnull,
         "ENGINEHOUSE_WORKER_PATH": str(FAKE_WORKER),
         "ENGINEHOUSE_WORKERS": json.dumps(dict.fromkeys(names, sys.executable)),
     }
