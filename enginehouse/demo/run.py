@@ -26,12 +26,11 @@ from enginehouse.bench.suite import load_suite
 from enginehouse.cli.commands.bench import Lines
 from enginehouse.cli.watch import follow
 from enginehouse.demo.digits import Digits, load_digits
+from enginehouse.demo.files import write_files
 from enginehouse.demo.pictures import side_by_side
-from enginehouse.demo.training import train
 from enginehouse.local.plan import StackOptions
 from enginehouse.local.stack import down, up
 from enginehouse.report.write import ReportFiles, write_report
-from enginehouse.workers.environments import WorkerEnvironments
 
 PRECISIONS = ("fp32", "int8")
 SHOWN = 4
@@ -84,12 +83,11 @@ def run(directory: Path, *, suite: str = "quick", keep: bool = False, quiet: boo
 def _steps(show: Console, client: Client, stack: Mapping[str, str], directory: Path, suite: str) -> ReportFiles:
     digits = load_digits()
     with _step(show, "1", "Train a small residual CNN on the digits and upload it"):
-        environment = WorkerEnvironments.discover().environment("tensorflow")
-        file = train(environment, digits, directory / "model", _indented(show))
+        file, calibration, held_out = write_files(digits, directory / "model", _indented(show))
         model = client.models.upload(file, "digits")
         show.print(f"  {model.name}: {model.size_bytes:,} bytes, {model.digest[:19]}")
     with _step(show, "2", "Optimize it to FP32 and INT8 engines"):
-        engines = _optimize(client, digits, directory / "model", model.name)
+        engines = _optimize(client, model.name, calibration, held_out)
     with _step(show, "3", "Serve both engines and classify the held-out images"):
         accuracies = [_classify(client, engine, digits) for engine in engines]
         _show_accuracies(show, accuracies, digits)
@@ -103,16 +101,12 @@ def _steps(show: Console, client: Client, stack: Mapping[str, str], directory: P
     return report
 
 
-def _optimize(client: Client, digits: Digits, folder: Path, model: str) -> list[Engine]:
-    digits.save_calibration(folder / "calibration.npz")
-    digits.save_verification(folder / "held-out.npz")
-    calibration = client.datasets.upload(folder / "calibration.npz", "digits-calibration")
-    held_out = client.datasets.upload(folder / "held-out.npz", "digits-held-out")
+def _optimize(client: Client, model: str, calibration: Path, held_out: Path) -> list[Engine]:
     job = client.optimize(
         model,
         [Target("onnxruntime", precision) for precision in PRECISIONS],
-        calibration=Calibration(method="entropy", dataset=calibration),
-        verification=VerificationSpec(dataset=held_out),
+        calibration=Calibration(method="entropy", dataset=client.datasets.upload(calibration, "digits-calibration")),
+        verification=VerificationSpec(dataset=client.datasets.upload(held_out, "digits-held-out")),
     )
     return list(follow(job).engines)
 

@@ -12,25 +12,39 @@ from enginehouse.cli.context import connected
 from enginehouse.cli.options import pairs
 from enginehouse.cli.output import Json, print_json, print_table, say
 from enginehouse.client import Client
-from enginehouse.client.values import Batching
+from enginehouse.client.values import Batching, Engine
 from enginehouse.client.values.convert import id_of
-from enginehouse.errors import NotFoundError
+from enginehouse.errors import InvalidArgumentError, NotFoundError
 
 Name = Annotated[str, typer.Argument(help="The name that clients use.", autocompletion=completion.served)]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for this client's inference process.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the configuration is changed.")]
 
 
+LOAD_EXAMPLES = (
+    "Examples: enginehouse load digits --precision int8; enginehouse load resnet ENGINE --instances 2 --max-delay-ms 2"
+)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("load", epilog="Example: enginehouse load resnet ENGINE --instances 2 --max-delay-ms 2")(_load)
+    app.command("load", epilog=LOAD_EXAMPLES)(_load)
     app.command("unload", epilog="Example: enginehouse unload resnet")(_unload)
     app.command("serving", epilog="Example: enginehouse serving --json")(_serving)
 
 
 def _load(
     name: Name,
-    engine: Annotated[str, typer.Argument(help="An engine's id or name.", autocompletion=completion.engines)],
+    engine: Annotated[
+        str | None,
+        typer.Argument(
+            help="An engine's id or name; the newest one of the model NAME when absent.",
+            autocompletion=completion.engines,
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Take the newest engine of this model.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Take the newest engine of this precision.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Take the newest engine of this backend.")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Its version; the next one when absent.")] = None,
     instances: Annotated[int | None, typer.Option(min=1, help="Execution contexts for each device.")] = None,
     max_batch: Annotated[int | None, typer.Option(min=0, help="0: the engine's own; 1: no batching.")] = None,
@@ -46,11 +60,14 @@ def _load(
     given = {"max_batch_size": max_batch, "max_queue_delay_seconds": delay, "max_queue_size": max_queue}
     changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     options = pairs(option, "--option") if option else None
+    if engine is not None and (model or precision or backend):
+        raise InvalidArgumentError("give an engine, or --model, --precision and --backend to choose one, not both")
     with connected() as client:
+        chosen = engine or _newest(client, model or name, precision, backend)
         batching = dataclasses.replace(_batching(client, name), **changes) if changes else None
         config = client.load(
             name,
-            engine,
+            chosen,
             version=version,
             instances=instances,
             batching=batching,
@@ -62,8 +79,25 @@ def _load(
         print_json(config)
         return
     newest = config.newest
-    state = "will be served" if no_wait else "is served"
-    say(f"{config.id} version {version or (newest.version if newest else 0)} {state}")
+    number = version or (newest.version if newest else 0)
+    served = next((id_of(v.engine) for v in config.versions if v.version == number), "")
+    say(f"{config.id} version {number} {'will be' if no_wait else 'is'} served: {served}")
+
+
+def _newest(client: Client, model: str, precision: str | None, backend: str | None) -> Engine:
+    """The newest engine of a model, of a precision and a backend where given.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    found = client.engines.list(model=model, precision=precision, backend=backend or "")
+    if not found:
+        kind = " ".join(part for part in (backend, precision) if part)
+        raise NotFoundError(
+            f"the model {model} has no {kind + ' ' if kind else ''}engine: "
+            "`enginehouse engines list` shows those there are, `enginehouse optimize` makes them"
+        )
+    return max(found, key=lambda engine: engine.create_time.timestamp() if engine.create_time else 0.0)
 
 
 def _batching(client: Client, name: str) -> Batching:

@@ -177,6 +177,15 @@ def test_load_infer_unload(enginehouse: Any) -> None:
     assert enginehouse("unload", "double").status == 3
 
 
+def test_load_takes_the_newest_engine_that_fits(enginehouse: Any, servers: Servers) -> None:
+    _engine(servers)
+    config = json.loads(enginehouse("load", "m", "--precision", "fp32", "--json").out)
+    assert config["versions"][-1]["engine"].endswith("m-onnxruntime-fp32-0123456789ab")
+    missing = enginehouse("load", "m", "--precision", "int8")
+    assert missing.status == 3 and "no int8 engine" in missing.err and "enginehouse optimize" in missing.err
+    assert enginehouse("load", "m", "e1", "--precision", "fp32").status == 2
+
+
 def test_telemetry(enginehouse: Any) -> None:
     lines = enginehouse("telemetry", "--json", "--count", "2").out.splitlines()
     assert [json.loads(line)["sequence"] for line in lines] == [1, 2]

@@ -153,7 +153,12 @@ class Engines(engines_pb2_grpc.EnginesServicer):
         return self.engines[request.name]
 
     async def ListEngines(self, request: Any, context: Any) -> Any:
-        found = [e for e in self.engines.values() if request.backend in ("", e.backend)]
+        wanted = (("backend", request.backend), ("model", request.model), ("precision", request.precision))
+        found = [
+            engine
+            for engine in self.engines.values()
+            if all(not value or value == getattr(engine, field) for field, value in wanted)
+        ]
         return engines_pb2.ListEnginesResponse(engines=found)
 
 
