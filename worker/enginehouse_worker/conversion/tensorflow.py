@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 
 from enginehouse_worker.backends.base import Signature, TensorSpec
+from enginehouse_worker.conversion.memory import frugal_conversion
 from enginehouse_worker.conversion.tidy import tidy
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.stages.context import Progress
@@ -43,16 +44,17 @@ def convert(
     turned_outputs = [f"{s.name}:0" for s in signature.outputs if channels_first and len(s.shape) == 4]
     progress(0.1, "converting to ONNX")
     try:
-        model, _ = tf2onnx.convert.from_graph_def(
-            definition,
-            name="model",
-            input_names=[f"{s.name}:0" for s in signature.inputs],
-            output_names=[f"{s.name}:0" for s in signature.outputs],
-            opset=opset,
-            inputs_as_nchw=turned_inputs or None,
-            outputs_as_nchw=turned_outputs or None,
-            tensors_to_rename={f"{s.name}:0": s.name for s in (*signature.inputs, *signature.outputs)},
-        )
+        with frugal_conversion():
+            model, _ = tf2onnx.convert.from_graph_def(
+                definition,
+                name="model",
+                input_names=[f"{s.name}:0" for s in signature.inputs],
+                output_names=[f"{s.name}:0" for s in signature.outputs],
+                opset=opset,
+                inputs_as_nchw=turned_inputs or None,
+                outputs_as_nchw=turned_outputs or None,
+                tensors_to_rename={f"{s.name}:0": s.name for s in (*signature.inputs, *signature.outputs)},
+            )
     except Exception as error:
         raise WorkerError(
             "INVALID_ARGUMENT", f"the model cannot be expressed in ONNX opset {opset}: {error}"

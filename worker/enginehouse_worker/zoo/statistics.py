@@ -94,13 +94,17 @@ def _standardize(layer: Any, value: Any, *, per_output_scale: bool) -> None:
     """
     activation = layer.activation
     layer.activation = lambda x: x
-    outputs = np.asarray(layer(value), np.float64)
+    outputs = np.asarray(layer(value))
     layer.activation = activation
-    axes = tuple(range(outputs.ndim - 1))
+    axes = tuple(range(outputs.ndim - 2))
     kernel, bias = (np.asarray(w) for w in layer.get_weights())
-    mean = outputs.mean(axis=axes)
+    # Sample by sample, so that what is copied stays small.
+    mean = np.mean([sample.mean(axis=axes, dtype=np.float64) for sample in outputs], axis=0)
+    offset = mean.astype(np.float32)
+    squares = [np.square(sample - offset).mean(axis=axes, dtype=np.float64) for sample in outputs]
+    variance = np.mean(squares, axis=0)
     if per_output_scale:
-        scale = 1.0 / (outputs.std(axis=axes) + _EPSILON)
+        scale, target = 1.0 / (np.sqrt(variance) + _EPSILON), _OFFSET
     else:
-        scale = np.full_like(mean, _LOGIT_DEVIATION / ((outputs - mean).std() + _EPSILON))
-    layer.set_weights([(kernel * scale).astype(np.float32), ((bias - mean) * scale).astype(np.float32)])
+        scale, target = np.full_like(mean, _LOGIT_DEVIATION / (np.sqrt(variance.mean()) + _EPSILON)), 0.0
+    layer.set_weights([(kernel * scale).astype(np.float32), ((bias - mean) * scale + target).astype(np.float32)])
