@@ -29,7 +29,9 @@ ENGINE = f"{PROJECT}/engines/m-onnxruntime-fp32-0123456789ab"
 
 
 def _engine(servers: Servers) -> None:
-    engine = engines_pb2.Engine(name=ENGINE, backend="onnxruntime", precision=engines_pb2.PRECISION_FP32)
+    engine = engines_pb2.Engine(
+        name=ENGINE, model="projects/default/models/m", backend="onnxruntime", precision=engines_pb2.PRECISION_FP32
+    )
     engine.files.add(path="model.onnx", digest=servers.blobs.add(b"engine"), size_bytes=6)
     engine.manifest_digest = servers.blobs.add(b'{"key": "k"}')
     engine.verification.top1 = 0.75

@@ -146,7 +146,9 @@ async def test_datasets_of_unequal_lengths_are_refused(client: AsyncClient) -> N
 
 def _engine(servers: Servers, payload: bytes, path: str = "model/engine.onnx") -> str:
     name = f"{PROJECT}/engines/m-onnxruntime-fp32-0123456789ab"
-    engine = engines_pb2.Engine(name=name, backend="onnxruntime", precision=engines_pb2.PRECISION_FP32)
+    engine = engines_pb2.Engine(
+        name=name, model="projects/default/models/m", backend="onnxruntime", precision=engines_pb2.PRECISION_FP32
+    )
     engine.files.add(path=path, digest=servers.blobs.add(payload), size_bytes=len(payload))
     engine.manifest_digest = servers.blobs.add(b'{"backend": "onnxruntime"}')
     engine.profile.min, engine.profile.opt, engine.profile.max = 1, 4, 16

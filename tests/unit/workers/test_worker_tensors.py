@@ -30,7 +30,7 @@ def test_dtypes_go_there_and_back(name: str) -> None:
 
 
 def test_unknown_dtypes_say_what_is_known() -> None:
-    with pytest.raises(InvalidArgumentError, match="FP99.*BOOL"):
+    with pytest.raises(InvalidArgumentError, match=r"FP99.*BOOL"):
         numpy_dtype("FP99")
     with pytest.raises(InvalidArgumentError, match="complex64"):
         protocol_dtype(np.dtype(np.complex64))
