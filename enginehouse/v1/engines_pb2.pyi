@@ -260,7 +260,7 @@ class Engine(_message.Message):
     name: _builtins.str
     """The last part is {model}-{backend}-{precision}-{first 12 digits of the key}."""
     key: _builtins.str
-    """Digest of everything that determines the engine."""
+    """Digest of everything that determines the engine's bytes: not of what it was verified on."""
     model: _builtins.str
     """projects/{project}/models/{model} it was built from."""
     model_digest: _builtins.str
@@ -272,7 +272,9 @@ class Engine(_message.Message):
     """Dimension 0 of every input and output is the batch."""
     max_batch_size: _builtins.int
     manifest_digest: _builtins.str
-    """Digest of the manifest, a JSON blob that says all of this and the flags and tool versions of each stage."""
+    """Digest of the manifest, a JSON blob that says all of this and the flags and tool versions of each stage. Changes with
+    the verification.
+    """
     build_log_digest: _builtins.str
     size_bytes: _builtins.int
     @_builtins.property
@@ -284,7 +286,9 @@ class Engine(_message.Message):
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]: ...
     @_builtins.property
-    def verification(self) -> Global___Verification: ...
+    def verification(self) -> Global___Verification:
+        """The newest measurement; one on labelled data is not replaced by one without labels."""
+
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineFile]: ...
     @_builtins.property

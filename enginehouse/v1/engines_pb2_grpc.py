@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class EnginesStub(object):
-    """Published engines: immutable, named by the digest of everything that determines them.
+    """Published engines, named by the digest of everything that determines them. Their bytes never change; what was measured of
+    them may be measured again.
     """
 
     def __init__(self, channel):
@@ -54,7 +55,8 @@ class EnginesStub(object):
 
 
 class EnginesServicer(object):
-    """Published engines: immutable, named by the digest of everything that determines them.
+    """Published engines, named by the digest of everything that determines them. Their bytes never change; what was measured of
+    them may be measured again.
     """
 
     def GetEngine(self, request, context):
@@ -103,7 +105,8 @@ def add_EnginesServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Engines(object):
-    """Published engines: immutable, named by the digest of everything that determines them.
+    """Published engines, named by the digest of everything that determines them. Their bytes never change; what was measured of
+    them may be measured again.
     """
 
     @staticmethod

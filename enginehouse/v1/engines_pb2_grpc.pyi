@@ -28,7 +28,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EnginesStub:
-    """Published engines: immutable, named by the digest of everything that determines them."""
+    """Published engines, named by the digest of everything that determines them. Their bytes never change; what was measured of
+    them may be measured again.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,7 +43,9 @@ class EnginesStub:
 
 @_typing.type_check_only
 class EnginesAsyncStub(EnginesStub):
-    """Published engines: immutable, named by the digest of everything that determines them."""
+    """Published engines, named by the digest of everything that determines them. Their bytes never change; what was measured of
+    them may be measured again.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetEngine: _aio.UnaryUnaryMultiCallable[_engines_pb2.GetEngineRequest, _engines_pb2.Engine]  # type: ignore[assignment]
@@ -50,7 +54,9 @@ class EnginesAsyncStub(EnginesStub):
     """FAILED_PRECONDITION while a serving configuration names it."""
 
 class EnginesServicer(metaclass=_abc_1.ABCMeta):
-    """Published engines: immutable, named by the digest of everything that determines them."""
+    """Published engines, named by the digest of everything that determines them. Their bytes never change; what was measured of
+    them may be measured again.
+    """
 
     @_abc_1.abstractmethod
     def GetEngine(

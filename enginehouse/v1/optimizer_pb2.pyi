@@ -106,7 +106,10 @@ class SyntheticData(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     distribution: _builtins.str
-    """"normal" (mean 0, deviation 1) or "uniform" ([0, 1))."""
+    """"normal" (mean 0, deviation 1; also when empty), "uniform" ([0, 1)) or "images" (mean 0, deviation 1, smooth as
+    photographs, with the same pixels whether a model takes channels first or last; inputs of another rank than 4 are
+    normal).
+    """
     samples: _builtins.int
     seed: _builtins.int
     def __init__(
@@ -323,7 +326,7 @@ class OptimizeResponse(_message.Message):
     ENGINES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def engines(self) -> _containers.RepeatedCompositeFieldContainer[_engines_pb2.Engine]:
-        """In the order of the request's targets."""
+        """In the order of the request's targets, each with what this operation measured."""
 
     def __init__(
         self,

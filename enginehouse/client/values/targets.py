@@ -33,7 +33,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Named synthetic inputs: "normal" (mean 0, deviation 1) or "uniform" ([0, 1))."""
+    """Named synthetic inputs.
+
+    Attributes:
+        distribution: "normal" (mean 0, deviation 1), "uniform" ([0, 1)) or "images" (mean 0, deviation 1, smooth as
+            photographs; the same pixels whether the model takes channels first or last).
+        samples: how many.
+        seed: of the random numbers.
+    """
 
     distribution: str = "normal"
     samples: int = 64

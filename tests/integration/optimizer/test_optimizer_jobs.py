@@ -287,6 +287,19 @@ def test_verification_uses_the_calibration_data_by_default(optimizer: OptimizerP
     assert stages["quantize onnxruntime"].params == {"dialect": "onnxruntime", "exclude": []}
 
 
+def test_an_engine_verified_on_other_data_is_not_built_again(optimizer: OptimizerProcess) -> None:
+    model = optimizer.model()
+    (first,) = optimizer.result(optimizer.optimize(model))
+    dataset = optimizer.dataset(npz(x=np.zeros((4, 4), np.float32)))
+    again = optimizer.optimize(model, verification=pb.VerificationSpec(dataset=dataset.name))
+    (second,) = optimizer.result(again)
+    assert optimizer.states(again.name)["build onnxruntime fp32"] == "REUSED"
+    assert (second.name, second.files, second.create_time) == (first.name, first.files, first.create_time)
+    assert (first.verification.data, second.verification.data) == ("synthetic", dataset.name)
+    assert optimizer.engines.GetEngine(engines_pb2.GetEngineRequest(name=first.name)) == second
+    assert _manifest(optimizer, second).verification["data"] == dataset.name
+
+
 def test_operations_are_listed_filtered_and_awaited(optimizer: OptimizerProcess) -> None:
     finished = optimizer.optimize(optimizer.model())
     optimizer.result(finished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from enginehouse_optimizer.pipeline.backends import BACKENDS, QUANTIZED, backends_with
 from enginehouse_optimizer.pipeline.inputs import (
@@ -14,6 +15,7 @@ from enginehouse_optimizer.pipeline.inputs import (
     Target,
     Verification,
 )
+from enginehouse_optimizer.pipeline.machine import machine_facts
 from enginehouse_optimizer.pipeline.plan import Output, Upload, environments_of, make_plan
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,9 +131,32 @@ def test_what_changes_which_keys() -> None:
 def test_limits_of_verification_do_not_make_another_engine() -> None:
     strict = replace(BASE, verification=replace(BASE.verification, minimum_sqnr_db=30.0))
     assert changed(strict) == {name for name in keys(BASE) if name.startswith("verify")}
+
+
+def test_what_an_engine_is_verified_on_does_not_make_another_engine() -> None:
     other = changed(replace(BASE, verification=Verification(SYNTHETIC)))
-    assert {"m-onnxruntime-fp32", "m-onnxruntime-int8", "m-tensorflow-fp32", "reference"} <= other
-    assert not any(name.startswith("build") for name in other)
+    assert other == {"reference"} | {name for name in keys(BASE) if name.startswith("verify")}
+
+
+def test_the_machine_matters_where_its_kind_changes_the_result() -> None:
+    assert changed(BASE, {**VERSIONS, "gpu": '["H200"]'}) == set()
+    assert changed(BASE, {**VERSIONS, "cpu": '["avx512_vnni"]'}) == QUANTIZATION - {"calibrate"}
+    plan, other = (
+        make_plan(replace(BASE, targets=(Target("tensorrt", "FP32"),)), {**VERSIONS, "gpu": gpu})
+        for gpu in ("A100", "H200")
+    )
+    assert plan.engines[0].key != other.engines[0].key
+    assert plan.stage("convert").key == other.stage("convert").key
+
+
+def test_the_machine_is_read_from_proc(tmp_path: Path) -> None:
+    assert machine_facts(tmp_path) == {"cpu": "[]", "gpu": "[]"}
+    (tmp_path / "cpuinfo").write_text("processor: 0\nflags\t\t: fpu avx512_vnni sse2\nflags: avx_vnni\n")
+    for place, model in enumerate(("NVIDIA H200", "NVIDIA A100", "NVIDIA H200")):
+        folder = tmp_path / "driver" / "nvidia" / "gpus" / str(place)
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(f"Model: \t\t {model}\nIRQ: 3\n")
+    assert machine_facts(tmp_path) == {"cpu": '["avx512_vnni"]', "gpu": '["NVIDIA A100","NVIDIA H200"]'}
 
 
 def test_a_models_name_is_no_part_of_a_key() -> None:

@@ -118,13 +118,35 @@ def test_resources_keep_what_they_have(database: Database) -> None:
     assert models.get(name).file_name == "three"
 
 
-def test_the_first_engine_of_a_key_stays(database: Database) -> None:
+def _engine(key: str = "k", data: str = "", top1: float | None = None, digest: str = "d") -> engines_pb2.Engine:
+    verification = engines_pb2.Verification(data=data, top1=top1)
+    files = [engines_pb2.EngineFile(path="model", digest=digest)]
+    name = f"projects/p/engines/{key}"
+    return engines_pb2.Engine(name=name, key=key, model="m", verification=verification, files=files)
+
+
+def test_an_engine_measured_again_has_the_newest_verification(database: Database) -> None:
     index = EngineIndex(database)
-    engine = engines_pb2.Engine(name="projects/p/engines/e1", key="k", model="m", backend="b")
-    assert index.publish(engine) == engine
-    again = engines_pb2.Engine(name="projects/p/engines/e1", key="k", model="m", backend="other")
-    assert index.publish(again) == engine
-    assert index.find("p", "k", "m") == engine and index.find("q", "k", "m") is None
+    synthetic, first, second = _engine(data="synthetic"), _engine(data="a", top1=0.9), _engine(data="b", top1=0.8)
+    for engine in (synthetic, first, second):
+        assert index.publish([engine]) == [engine]
+        assert index.find("p", "k", "m") == engine
+    assert index.publish([synthetic]) == [synthetic], "what a job measured is what it answers"
+    assert index.find("p", "k", "m") == second, "but labelled data says more"
+    rebuilt = _engine(data="synthetic", digest="other")
+    index.publish([rebuilt])
+    assert index.find("p", "k", "m") == rebuilt, "the old figures are of other bytes"
+    again = _engine(data="synthetic", digest="other")
+    again.manifest_digest = "later"
+    assert index.publish([again]) == [rebuilt], "nothing new to say of it"
+    assert index.find("q", "k", "m") is None
+
+
+def test_engines_of_a_request_appear_together(database: Database) -> None:
+    index = EngineIndex(database)
+    with pytest.raises(ValueError):
+        index.publish([_engine("k1"), engines_pb2.Engine(name="malformed", key="k2")])
+    assert index.find("p", "k1", "m") is None
 
 
 def test_revisions_rise_with_every_change(database: Database) -> None:
@@ -140,7 +162,7 @@ def test_revisions_rise_with_every_change(database: Database) -> None:
     store.delete(name)
     state = store.state("p")
     assert (state.configs, state.revision) == ((), 3)
-    EngineIndex(database).publish(engines_pb2.Engine(name="projects/p/engines/e", key="k"))
+    EngineIndex(database).publish([engines_pb2.Engine(name="projects/p/engines/e", key="k")])
     EngineIndex(database).delete(ResourceName("p", "engines", "e"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -164,19 +165,22 @@ class JobManager:
         results = await execute(job.project, plan, self._runner.obtain, reporter)
         # Manifests of all first: one that cannot be made publishes none.
         engines = [await self._engine(job.project, inputs, plan, index, results) for index in range(len(plan.engines))]
-        return pb.OptimizeResponse(engines=[self._engines.publish(engine) for engine in engines])
+        return pb.OptimizeResponse(engines=self._engines.publish(engines))
 
     async def _engine(
         self, project: str, inputs: Inputs, plan: Plan, index: int, results: Mapping[str, StageResult]
     ) -> engines_pb2.Engine:
         planned = plan.engines[index]
-        found = self._engines.find(project, planned.key, inputs.model.name)
-        if found is not None:
-            return found
         store = self._blobs.of(project)
         manifest = await in_thread(make_manifest, store, inputs, plan, planned, results)
+        name = f"projects/{project}/engines/{planned.id}"
+        found = self._engines.find(project, planned.key, inputs.model.name)
+        if found is not None:
+            manifest = replace(manifest, create_time=found.create_time.ToJsonString())
+            if engine_message(name, manifest, found.manifest_digest) == found:
+                return found  # nothing new to say of it
         digest = await in_thread(store.put_bytes, manifest.to_json().encode())
-        return engine_message(f"projects/{project}/engines/{planned.id}", manifest, digest)
+        return engine_message(name, manifest, digest)
 
     def _finish_cancelled(self, number: int) -> None:
         error: status_pb2.Status = to_proto(CancelledError("the operation was cancelled"))

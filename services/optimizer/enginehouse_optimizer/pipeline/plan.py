@@ -5,9 +5,9 @@
        │              └─ reference ───────────────────────────────────────────┤
        └─ build (tensorflow) ─────────────────────────────────────────────────┘
 
-A stage's key is the digest of its name, the version of its environment, its parameters and the keys (of uploads: the
-digests) of its inputs. So all keys are known before anything runs, equal work in two jobs has one key, and a key does
-not change because a tool writes its files differently each time.
+A stage's key is the digest of its name, the version of its environment, what of the machine its result depends on, its
+parameters and the keys (of uploads: the digests) of its inputs. So all keys are known before anything runs, equal work
+in two jobs has one key, and a key does not change because a tool writes its files differently each time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from enginehouse.artifacts import digest_json
 from enginehouse.artifacts.manifest import engine_key
 from enginehouse_optimizer.pipeline.backends import BACKENDS, FREEZING, QUANTIZED, QUANTIZING, Backend
 from enginehouse_optimizer.pipeline.inputs import Data, Inputs, Target
+from enginehouse_optimizer.pipeline.machine import CPU, GPU
 
 # The API's "all" said to the stage that would otherwise stop at a number of its own.
 _ALL_SAMPLES = 2**31 - 1
@@ -98,8 +99,13 @@ class _Builder:
     versions: Mapping[str, str]
     stages: dict[str, PlannedStage] = field(default_factory=dict)
 
-    def add(self, name: str, environment: str, params: Mapping[str, Any], **inputs: Source | None) -> Output:
-        """Add a stage, called by the first word of its name; returns its output. Inputs that are None are left out."""
+    def add(
+        self, name: str, environment: str, params: Mapping[str, Any], *, machine: str = "", **inputs: Source | None
+    ) -> Output:
+        """Add a stage, called by the first word of its name; returns its output. Inputs that are None are left out.
+
+        `machine` names what of the machine the result depends on (CPU or GPU).
+        """
         stage = name.split()[0]
         given = {key: source for key, source in inputs.items() if source is not None}
         keys = {
@@ -107,7 +113,10 @@ class _Builder:
             for key, source in given.items()
         }
         version = self.versions.get(environment, "")
-        key = digest_json({"stage": stage, "environment": version, "params": dict(params), "inputs": keys})
+        determinants = {"stage": stage, "environment": version, "params": dict(params), "inputs": keys}
+        if machine:
+            determinants["machine"] = self.versions.get(machine, "")
+        key = digest_json(determinants)
         self.stages.setdefault(name, PlannedStage(name, stage, environment, dict(params), given, key))
         return Output(name)
 
@@ -119,7 +128,7 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
     """The plan for a request.
 
     Args:
-        versions: for each environment, a text that changes whenever its results may.
+        versions: for each environment, and for CPU and GPU, a text that changes whenever what depends on it may.
     """
     builder = _Builder(versions)
     frozen = _freeze(builder, inputs)
@@ -147,13 +156,14 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
             "profile": {"min": low, "opt": best, "max": high},
             "options": dict(target.options),
         }
-        built = builder.add(f"build {suffix}", backend.environment, params, model=model)
+        machine = GPU if backend.device == "gpu" else ""
+        built = builder.add(f"build {suffix}", backend.environment, params, machine=machine, model=model)
         verified = builder.add(
             f"verify {suffix}", backend.environment, {**samples, **limits}, engine=built, reference=reference,
             dataset=dataset,
         )  # fmt: skip
-        # What it was verified on is part of its manifest, so part of what it is; the limits only decide to refuse it.
-        key = engine_key({"build": builder.key(built), "reference": builder.key(reference)})
+        # Its bytes follow from the build alone: not from what it is measured on, nor from the limits that refuse it.
+        key = engine_key({"build": builder.key(built)})
         identifier = f"{inputs.model.id}-{backend.name}-{target.precision.lower()}-{key.partition(':')[2][:12]}"
         calibrate = calibrated.stage if quantized and calibrated else None
         engines.append(PlannedEngine(target, built.stage, verified.stage, calibrate, key, identifier))
@@ -188,7 +198,8 @@ def _calibrate(builder: _Builder, inputs: Inputs, converted: Output) -> Output |
 def _quantize(builder: _Builder, inputs: Inputs, backend: Backend, converted: Output, calibrated: Output) -> Output:
     exclude = inputs.calibration.exclude if inputs.calibration else ()
     params = {"dialect": backend.dialect, "exclude": sorted(exclude)}
-    return builder.add(f"quantize {backend.dialect}", QUANTIZING, params, model=converted, calibration=calibrated)
+    name = f"quantize {backend.dialect}"
+    return builder.add(name, QUANTIZING, params, machine=CPU, model=converted, calibration=calibrated)
 
 
 def _samples(data: Data, max_samples: int) -> dict[str, Any]:

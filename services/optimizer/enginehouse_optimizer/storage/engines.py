@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from enginehouse.errors import FailedPreconditionError, NotFoundError
 from enginehouse.names import ResourceName
@@ -17,12 +18,20 @@ class EngineIndex:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def publish(self, engine: engines_pb2.Engine) -> engines_pb2.Engine:
-        """Add an engine; returns the one that the project has under that key and model, the first one published."""
-        name = _parts(engine.name)
+    def publish(self, engines: Sequence[engines_pb2.Engine]) -> list[engines_pb2.Engine]:
+        """Make engines visible, all or none; returns what to tell of each.
+
+        An engine that the project has under that key and model stays, and its verification becomes the newest one, so
+        that `data` always names what the figures were measured on. A measurement on labelled data is not replaced by
+        one without labels: the caller still gets its own.
+        """
         with self._database.transaction():
-            if (found := self.find(name.project, engine.key, engine.model)) is not None:
-                return found
+            return [self._publish(engine) for engine in engines]
+
+    def _publish(self, engine: engines_pb2.Engine) -> engines_pb2.Engine:
+        name = _parts(engine.name)
+        found = self.find(name.project, engine.key, engine.model)
+        if found is None:
             self._database.execute(
                 "INSERT INTO engines VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -35,6 +44,13 @@ class EngineIndex:
                     time.time_ns(),
                     engine.SerializeToString(),
                 ),
+            )
+        elif _facts(found) == _facts(engine):
+            return found  # an equal request was faster
+        elif not _measured_better(found, engine):
+            self._database.execute(
+                "UPDATE engines SET body=? WHERE project=? AND id=?",
+                (engine.SerializeToString(), name.project, name.id),
             )
         return engine
 
@@ -88,6 +104,21 @@ class EngineIndex:
                 )
             if not self._database.execute("DELETE FROM engines WHERE project=? AND id=?", (name.project, name.id)):
                 raise NotFoundError(f"{name} does not exist", details={"name": str(name)})
+
+
+def _facts(engine: engines_pb2.Engine) -> engines_pb2.Engine:
+    """The engine less what differs from job to job."""
+    facts = engines_pb2.Engine()
+    facts.CopyFrom(engine)
+    facts.ClearField("create_time")
+    facts.ClearField("manifest_digest")
+    return facts
+
+
+def _measured_better(known: engines_pb2.Engine, new: engines_pb2.Engine) -> bool:
+    """Whether the known engine's verification, of the same bytes, says more than the new one's."""
+    same_bytes = list(known.files) == list(new.files)
+    return same_bytes and known.verification.HasField("top1") and not new.verification.HasField("top1")
 
 
 def _parts(name: str) -> ResourceName:

@@ -1,0 +1,42 @@
+"""What of this machine changes a stage's result: whether its CPU has VNNI, which GPUs it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from enginehouse.artifacts import canonical_json
+
+# Their keys among the versions that a plan is made with.
+CPU, GPU = "cpu", "gpu"
+
+_PROC = Path("/proc")
+# Whether INT8 products saturate decides how weights are quantized.
+_DECIDING_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "asimddp", "i8mm"})
+
+
+def machine_facts(proc: Path = _PROC) -> dict[str, str]:
+    """For CPU and GPU, a text that changes when a stage that depends on it would give another result."""
+    return {CPU: canonical_json(_cpu_flags(proc)), GPU: canonical_json(_gpus(proc))}
+
+
+def _cpu_flags(proc: Path) -> list[str]:
+    try:
+        with (proc / "cpuinfo").open(errors="replace") as lines:
+            for line in lines:
+                if line.startswith(("flags", "Features")):
+                    return sorted(_DECIDING_FLAGS & set(line.split()))
+    except OSError:
+        pass
+    return []
+
+
+def _gpus(proc: Path) -> list[str]:
+    """The models that NVIDIA's driver names, each once: an engine fits one type of GPU."""
+    found = set()
+    for path in (proc / "driver" / "nvidia" / "gpus").glob("*/information"):
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            continue
+        found.update(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model:"))
+    return sorted(found)
