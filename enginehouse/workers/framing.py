@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 import struct
 from collections import deque
@@ -44,6 +45,11 @@ class Decoder:
                 descriptors = array.array("i")
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
                 self._descriptors.extend(descriptors)
+
+    def close(self) -> None:
+        """Close the descriptors whose frames did not come whole."""
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
 
     def next(self) -> tuple[Frame, int | None] | None:
         """The next whole frame, with its descriptor (the caller's to close) when it is a `segment` frame.

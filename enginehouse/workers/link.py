@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class WorkerProcess:
     """
 
     def __init__(self, process: asyncio.subprocess.Process, transport: Transport, tail: LogTail, name: str) -> None:
+        """Private: `start` and `attach` make workers."""
         self._process = process
         self._transport = transport
         self._tail = tail
@@ -81,10 +83,10 @@ class WorkerProcess:
         Raises:
             UnavailableError: it did not start in time; the message has the end of its log.
         """
-        process, sock = await spawn(environment, device, variables or {})
-        worker = cls(process, Transport(sock), LogTail(log), f"{environment.name} worker {process.pid} on {device}")
-        worker._transport.start(worker._receive, worker._lost)
-        worker._watching = asyncio.create_task(worker._watch())
+        process, sock, log_pipe = await spawn(environment, device, variables or {})
+        worker = cls.attach(
+            process, sock, log_pipe, name=f"{environment.name} worker {process.pid} on {device}", log=log
+        )
         try:
             await asyncio.wait({worker._ready}, timeout=timeout)
             if not worker._ready.done():
@@ -99,6 +101,22 @@ class WorkerProcess:
             await worker.kill()
             raise
         worker.backends = dict(ready["backends"])
+        return worker
+
+    @classmethod
+    def attach(
+        cls,
+        process: asyncio.subprocess.Process,
+        sock: socket.socket,
+        log_pipe: int,
+        *,
+        name: str,
+        log: LogSink | None = None,
+    ) -> WorkerProcess:
+        """Talk to a process that runs, over a non-blocking socket; it may not be ready yet."""
+        worker = cls(process, Transport(sock), LogTail(log), name)
+        worker._transport.start(worker._receive, worker._lost)
+        worker._watching = asyncio.create_task(worker._watch(log_pipe))
         return worker
 
     @property
@@ -179,12 +197,17 @@ class WorkerProcess:
             # In the same message: a frame of its own would wake the worker once more for each result.
             request["release"], self._releases = self._releases, []
         frame = await self._call(request, segment)
-        views = tuple(
-            TensorOutput(
-                t["name"], t["dtype"], tuple(t["shape"]), self._theirs.view(t["segment"], t["offset"], t["bytes"])
+        try:
+            views = tuple(
+                TensorOutput(
+                    t["name"], t["dtype"], tuple(t["shape"]), self._theirs.view(t["segment"], t["offset"], t["bytes"])
+                )
+                for t in frame["outputs"]
             )
-            for t in frame["outputs"]
-        )
+        except InternalError:
+            self._check()  # its death overtook its answer, and took the segments
+            self._discard(frame)
+            raise
         return InferenceResult(views, frame, self._release)
 
     async def measure(
@@ -255,7 +278,9 @@ class WorkerProcess:
 
     def _receive(self, frame: Frame, descriptor: int | None) -> None:
         kind = frame.get("type")
-        if kind == "segment" and descriptor is not None:
+        if kind == "segment":
+            if descriptor is None:
+                raise InternalError(f"the {self._name} announced a segment, and its descriptor did not arrive")
             self._theirs.add(int(frame["segment"]), int(frame["bytes"]), descriptor)
         elif kind == "drop":
             self._theirs.drop(int(frame["segment"]))
@@ -306,10 +331,8 @@ class WorkerProcess:
             if self._process.returncode is None:
                 self._process.kill()
 
-    async def _watch(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
-        follow = asyncio.create_task(self._tail.follow(stream))
+    async def _watch(self, log_pipe: int) -> None:
+        follow = asyncio.create_task(self._tail.follow(log_pipe))
         status = await self._process.wait()
         # The log's end may still be in the pipe; a grandchild that holds it open must not hold us.
         await asyncio.wait({follow}, timeout=0.5)

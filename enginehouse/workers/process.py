@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
+from asyncio import StreamReaderProtocol
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -46,18 +48,25 @@ class LogTail:
         self._sink = sink or _to_stderr
         self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
 
-    async def follow(self, stream: asyncio.StreamReader) -> None:
-        """Read until the worker closes its end."""
-        while True:
+    async def follow(self, descriptor: int) -> None:
+        """Read a pipe, and close it, until the worker and what it started have closed their end."""
+        reader = asyncio.StreamReader()
+        with os.fdopen(descriptor, "rb", buffering=0) as pipe:
+            connecting = asyncio.get_running_loop().connect_read_pipe(lambda: StreamReaderProtocol(reader), pipe)
+            transport, _ = await connecting
             try:
-                line = await stream.readline()
-            except ValueError:
-                continue  # a line beyond the reader's limit: it was skipped
-            if not line:
-                return
-            text = line.decode(errors="replace").rstrip("\n")
-            self._lines.append(text)
-            self._sink(text)
+                while True:
+                    try:
+                        line = await reader.readline()
+                    except ValueError:
+                        continue  # a line beyond the reader's limit: it was skipped
+                    if not line:
+                        return
+                    text = line.decode(errors="replace").rstrip("\n")
+                    self._lines.append(text)
+                    self._sink(text)
+            finally:
+                transport.close()
 
     def last(self, count: int = 5) -> str:
         """The last lines, joined by " | "."""
@@ -70,33 +79,39 @@ def _to_stderr(line: str) -> None:
 
 async def spawn(
     environment: WorkerEnvironment, device: str, variables: Mapping[str, str]
-) -> tuple[asyncio.subprocess.Process, socket.socket]:
-    """Start a worker; returns its process (its log piped as stdout) and our end of the socket, non-blocking.
+) -> tuple[asyncio.subprocess.Process, socket.socket, int]:
+    """Start a worker; returns its process, our end of the socket, non-blocking, and of its log's pipe.
+
+    The pipe is ours and not asyncio's, whose `wait()` lasts until every process that inherited it has gone.
 
     Raises:
         UnavailableError: the interpreter cannot be started.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        descriptor = theirs.fileno()
-        process = await asyncio.create_subprocess_exec(
-            str(environment.python),
-            *("-m", "enginehouse_worker", "serve", "--fd", str(descriptor), "--device", device),
-            stdin=asyncio.subprocess.DEVNULL,
-            # A framework that prints must not reach our standard output: both go to the log.
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            pass_fds=(descriptor,),
-            env=worker_variables(variables),
-            # A terminal's Ctrl-C is for us: we drain, then stop the worker.
-            start_new_session=True,
-        )
-    except OSError as error:
-        ours.close()
-        raise UnavailableError(
-            f"the worker environment {environment.name!r} does not start: {environment.python}: {error}"
-        ) from error
-    finally:
-        theirs.close()
-    ours.setblocking(False)
-    return process, ours
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
+        try:
+            ours, socket_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            undo.callback(ours.close)
+            theirs.callback(socket_end.close)
+            log, log_end = os.pipe()
+            undo.callback(os.close, log)
+            theirs.callback(os.close, log_end)
+            descriptor = socket_end.fileno()
+            process = await asyncio.create_subprocess_exec(
+                str(environment.python),
+                *("-m", "enginehouse_worker", "serve", "--fd", str(descriptor), "--device", device),
+                stdin=asyncio.subprocess.DEVNULL,
+                # A framework that prints must not reach our standard output: both go to the log.
+                stdout=log_end,
+                stderr=log_end,
+                pass_fds=(descriptor,),
+                env=worker_variables(variables),
+                # A terminal's Ctrl-C is for us: we drain, then stop the worker.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UnavailableError(
+                f"the worker environment {environment.name!r} does not start: {environment.python}: {error}"
+            ) from error
+        ours.setblocking(False)
+        undo.pop_all()
+        return process, ours, log

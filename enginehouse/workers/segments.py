@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from enginehouse.errors import InternalError
+from enginehouse.errors import InternalError, ResourceExhaustedError
 
 SMALLEST = 1 << 12
 # Free segments kept for reuse; beyond it the largest are given back to the system.
@@ -93,16 +93,33 @@ class SegmentPool:
         return self._free_bytes
 
     def acquire(self, size: int) -> Segment:
-        """A segment of at least `size` bytes, ours until `release`; its content is undefined."""
+        """A segment of at least `size` bytes, ours until `release`; its content is undefined.
+
+        Raises:
+            ResourceExhaustedError: the system has no memory or no descriptor left for it.
+        """
         wanted = size_class(size)
         if free := self._free.get(wanted):
             segment = free.pop()
             self._free_bytes -= wanted
         else:
-            segment = create(self._next, wanted)
-            self._next += 1
-            self._announce(segment)
+            segment = self._create(wanted)
         self._used[segment.id] = segment
+        return segment
+
+    def _create(self, size: int) -> Segment:
+        try:
+            segment = create(self._next, size)
+            self._next += 1
+            try:
+                self._announce(segment)
+            except BaseException:
+                segment.close()
+                raise
+        except OSError as error:
+            raise ResourceExhaustedError(
+                f"no shared memory of {size} bytes for a worker: {error}", retry_after_seconds=1.0
+            ) from error
         return segment
 
     def release(self, segment: Segment) -> None:

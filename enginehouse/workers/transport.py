@@ -58,6 +58,7 @@ class Transport:
             if descriptor is not None:
                 os.close(descriptor)
         self._unsent.clear()
+        self._decoder.close()
         self._socket.close()
 
     def _writable(self) -> None:

@@ -180,7 +180,7 @@ async def test_an_environment_that_cannot_start_says_why(tmp_path: Path) -> None
 
 
 async def test_bad_frames_are_answered_and_the_worker_lives(onnx_environment: WorkerEnvironment) -> None:
-    process, sock = await spawn(onnx_environment, "cpu", {})
+    process, sock, log = await spawn(onnx_environment, "cpu", {})
     sock.setblocking(True)
     reading = sock.makefile("rb")
 
@@ -211,6 +211,7 @@ async def test_bad_frames_are_answered_and_the_worker_lives(onnx_environment: Wo
     sock.shutdown(socket.SHUT_RDWR)
     sock.close()
     assert await asyncio.wait_for(process.wait(), 30) == 0
+    os.close(log)
 
 
 async def test_gpu_engines_are_refused_on_a_device_they_do_not_run_on(
