@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ class Engine:
         self.error: Exception | None = None
         self.spoil = 0
         self.poison: int | None = None
+        # Columns of the outputs, by batch; 2 when there is none left.
+        self.widths: list[int] = []
         self._gate = asyncio.Semaphore(10**6 if free else 0)
 
     def step(self) -> None:
@@ -52,9 +55,10 @@ class Engine:
         if self.poison in values:
             raise InvalidArgumentError(f"{self.poison} is poison")
         number = len(self.batches)
-        made = {"y": values * 2, "z": -values}
+        width = self.widths.pop(0) if self.widths else 2
+        made = {n: np.resize(v, (len(values), width)) for n, v in {"y": values * 2, "z": -values}.items()}
         tensors = tuple(
-            TensorOutput(n, "INT32", (len(values) + self.spoil, 2), memoryview(made[n].tobytes())) for n in outputs
+            TensorOutput(n, "INT32", (len(values) + self.spoil, width), memoryview(made[n].tobytes())) for n in outputs
         )
         frame = {
             "queue_ns": 0,
@@ -231,3 +235,39 @@ async def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
     engine.step()
     engine.step()
     await asyncio.gather(closing, *tasks)
+
+
+async def test_pieces_that_do_not_fit_fail_their_request_and_not_its_neighbours() -> None:
+    engine = Engine(free=False)
+    engine.widths = [2, 3]
+    shell = batcher(engine)
+    split = asyncio.create_task(ask(shell, *range(5)))
+    await asyncio.sleep(0)
+    neighbour = asyncio.create_task(ask(shell, 9))
+    await asyncio.sleep(0)
+    for _ in range(4):
+        engine.step()
+    with pytest.raises(InternalError, match="do not fit"):
+        await asyncio.wait_for(split, 5)
+    assert (await neighbour).outputs[0].shape == (1, 3)
+    assert engine.batches == [[0, 1, 2, 3], [4, 9]]
+
+
+async def test_a_request_that_failed_holds_no_memory() -> None:
+    engine = Engine(free=False)
+    shell = batcher(engine)
+    gc.disable()
+    try:
+        task = asyncio.create_task(ask(shell, *range(5)))
+        await asyncio.sleep(0)
+        engine.step()
+        await asyncio.sleep(0.01)
+        engine.error = UnavailableError("the worker died")
+        engine.step()
+        await asyncio.wait({task})
+        del task
+        await asyncio.sleep(0)
+        # Its first piece had come: the shared memory goes back at once, not with the next garbage collection.
+        assert engine.released == [{1}]
+    finally:
+        gc.enable()

@@ -12,11 +12,13 @@ import numpy as np
 
 from enginehouse_worker.backends.base import Array, TensorSpec, numpy_dtype
 from enginehouse_worker.errors import WorkerError
-from enginehouse_worker.runner.segments import SegmentMap, SegmentPool
+from enginehouse_worker.runner.segments import Segment, SegmentMap, SegmentPool
 
 # Tensors begin on cache lines, which vector loads and device copies like.
 ALIGNMENT = 64
 _LENGTH = struct.Struct("<I")
+# An output's name, content, shape and bytes.
+_Prepared = tuple[str, "Array | bytes", tuple[int, ...], int]
 
 
 def aligned(size: int) -> int:
@@ -97,7 +99,7 @@ def write_outputs(
     Raises:
         WorkerError: INTERNAL when the engine did not return what its signature promises.
     """
-    prepared: list[tuple[str, Array | bytes, tuple[int, ...], int]] = []
+    prepared: list[_Prepared] = []
     total = 0
     for name in names:
         if name not in arrays:
@@ -114,6 +116,14 @@ def write_outputs(
     if not prepared:
         return Outputs([], None)
     segment = pool.acquire(total)
+    try:
+        return Outputs(_write(prepared, specs, segment), segment.id)
+    except BaseException:
+        pool.release(segment.id)
+        raise
+
+
+def _write(prepared: Sequence[_Prepared], specs: Mapping[str, TensorSpec], segment: Segment) -> list[dict[str, Any]]:
     described, offset = [], 0
     memory = segment.view()
     for name, content, shape, size in prepared:
@@ -133,4 +143,4 @@ def write_outputs(
             }
         )
         offset += aligned(size)
-    return Outputs(described, segment.id)
+    return described

@@ -158,6 +158,9 @@ class Batcher:
             self._queue.remove(entry)
             self._settle()
             raise
+        finally:
+            # An error's traceback holds this frame: it must not hold the request, which holds the error and all inputs.
+            del request, entry
 
     async def close(self, reason: str) -> None:
         """Take no more requests; return when those that wait or run are answered."""
@@ -248,13 +251,17 @@ class Batcher:
             request.pieces[part.start] = (share, result)
             request.done += part.rows
             if request.done == part.entry.rows:
-                request.future.set_result(_join(part.entry, self._outputs))
+                try:
+                    request.future.set_result(_join(part.entry, self._outputs))
+                except InternalError as error:  # of its pieces alone: not of the others of this batch
+                    _reject(part.entry, error)
 
 
 def _reject(entry: Entry[_Request], error: EnginehouseError) -> None:
     if not entry.item.future.done():
         copy = type(error)(error.message, details=error.details, retry_after_seconds=error.retry_after_seconds)
         entry.item.future.set_exception(copy)
+        entry.item.pieces = {}
 
 
 def _join(entry: Entry[_Request], order: Sequence[str]) -> Answer:
