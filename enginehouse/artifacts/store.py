@@ -32,6 +32,8 @@ from enginehouse.artifacts.digest import digest_bytes, digest_file, digest_strea
 from enginehouse.artifacts.files import READ_ONLY, storage_error, sync_directory, write_all
 from enginehouse.errors import DataLossError, FailedPreconditionError, NotFoundError, OutOfRangeError
 
+_TEMPORARY = "tmp-"
+
 
 @dataclass(frozen=True)
 class _Seen:
@@ -232,13 +234,17 @@ class BlobStore:
         with self._seen_lock:
             self._seen.pop(digest, None)
 
-    def sweep(self, older_than_seconds: float) -> int:
-        """Remove what crashed writers and abandoned uploads left; returns how many files went."""
+    def sweep(self, older_than_seconds: float, *, alone: bool = False) -> int:
+        """Remove what crashed writers and abandoned uploads left; returns how many files went.
+
+        Args:
+            alone: nobody writes now, so that files on their way in are a crash's, whatever their age.
+        """
         horizon = time.time() - older_than_seconds
         removed = 0
         for path in self._partial.glob("*"):
             with suppress(FileNotFoundError):
-                if path.stat().st_mtime < horizon:
+                if (alone and path.name.startswith(_TEMPORARY)) or path.stat().st_mtime < horizon:
                     path.unlink()
                     removed += 1
         return removed
@@ -273,14 +279,15 @@ class BlobStore:
         """Give a file, whose bytes have that digest, its name."""
         location = self._location(digest)
         location.parent.mkdir(parents=True, exist_ok=True)
-        beside.chmod(READ_ONLY)
         descriptor = os.open(beside, os.O_RDONLY)
         try:
             os.fsync(descriptor)
             seen = _Seen.of(os.fstat(descriptor))
+            beside.rename(location)
+            # Not before: an upload that a crash left read-only could never be resumed.
+            os.fchmod(descriptor, READ_ONLY)
         finally:
             os.close(descriptor)
-        beside.rename(location)
         sync_directory(location.parent)
         sync_directory(self._blobs)
         with self._seen_lock:
@@ -295,7 +302,7 @@ class BlobStore:
 
     @contextmanager
     def _temporary(self, doing: str) -> Iterator[Path]:
-        path = self._partial / f"tmp-{uuid4().hex}"
+        path = self._partial / f"{_TEMPORARY}{uuid4().hex}"
         try:
             self._partial.mkdir(parents=True, exist_ok=True)
             yield path

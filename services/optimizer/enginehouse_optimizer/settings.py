@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from enginehouse.rpc.settings import ServerSettings
 
@@ -22,7 +22,7 @@ class OptimizerSettings(ServerSettings):
     stages_per_environment: int = Field(
         1, ge=1, description="Stages that run at once in one worker environment: conversions take 6 to 9 GB each."
     )
-    environment_stages: dict[str, int] = Field(
+    environment_stages: dict[str, PositiveInt] = Field(
         default_factory=dict,
         description='The same for named environments, as JSON: {"onnxruntime": 2}.',
     )

@@ -359,3 +359,22 @@ assert store.put_bytes(data) == digest
     processes = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "blobs")]) for _ in range(8)]
     assert [process.wait(60) for process in processes] == [0] * 8
     assert not list((tmp_path / "blobs" / "partial").iterdir())
+
+
+def test_an_upload_that_a_crash_left_before_its_name_can_go_on(store: BlobStore) -> None:
+    data = b"crash between the check and the rename"
+    digest = digest_bytes(data)
+    store.append(digest, 0, data)
+    with mock.patch.object(Path, "rename", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        store.finish(digest, len(data))
+    (upload_file,) = (store.root / "partial").iterdir()
+    assert upload_file.stat().st_mode & 0o200, "a server that is not root opens it for writing again"
+    assert store.finish(digest, len(data)).stat().st_mode & 0o777 == 0o444
+
+
+def test_a_sweep_of_the_only_writer_removes_what_was_on_its_way_in(store: BlobStore) -> None:
+    store.append(digest_bytes(b"whole"), 0, b"who")
+    (store.root / "partial" / "tmp-1234").write_bytes(b"half of an engine")
+    assert store.sweep(3600) == 0
+    assert store.sweep(3600, alone=True) == 1
+    assert store.committed_bytes(digest_bytes(b"whole")) == 3

@@ -17,7 +17,7 @@ from enginehouse_optimizer.storage.stage_results import StageResult
 from enginehouse_optimizer.threads import in_thread
 
 from enginehouse.artifacts import Tree, TreeEntry, digest_bytes
-from enginehouse.errors import FailedPreconditionError, UnavailableError
+from enginehouse.errors import FailedPreconditionError, InternalError, UnavailableError
 
 DATA = Data(synthetic=Synthetic())
 INPUTS = Inputs(
@@ -66,6 +66,7 @@ class Stages:
 
     def __init__(self, seed: int, fail: str = "", hang: str = "") -> None:
         self.random, self.fail, self.hang = random.Random(seed), fail, hang
+        self.error: Exception = FailedPreconditionError("no", details={"a": "b"})
         self.done: list[str] = []
         self.running = 0
 
@@ -81,7 +82,7 @@ class Stages:
             if stage.name == self.hang:
                 await asyncio.Event().wait()
             if stage.name == self.fail:
-                raise FailedPreconditionError("no", details={"a": "b"})
+                raise self.error
         finally:
             self.running -= 1
         self.done.append(stage.name)
@@ -107,6 +108,14 @@ async def test_a_failure_stops_the_rest(fail: str) -> None:
     assert caught.value.details == {"a": "b", "stage": fail}
     assert stages.running == 0
     assert [name for name, end in recorder.ends.items() if end == "failed"] == [fail]
+
+
+async def test_a_stage_that_breaks_is_told_as_failed() -> None:
+    stages, recorder = Stages(1, fail="convert"), Recorder()
+    stages.error = PermissionError("not yours")
+    with pytest.raises(InternalError, match="stage 'convert' failed: PermissionError: not yours"):
+        await execute("p", PLAN, stages.obtain, recorder)
+    assert recorder.ends["convert"] == "failed"
 
 
 async def test_cancellation_reaches_what_runs() -> None:

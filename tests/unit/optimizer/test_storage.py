@@ -107,11 +107,20 @@ def test_tokens_that_we_did_not_make(token: str) -> None:
         Page.of(0, token)
 
 
+@pytest.mark.parametrize("after", ["some-model", "\u00b2", "9" * 30])
+def test_a_token_of_another_list_does_not_begin_again(database: Database, after: str) -> None:
+    token = Page(1, "").next_token([after], True)
+    with pytest.raises(InvalidArgumentError, match="not of this list"):
+        Jobs(database).page("p", Page.of(1, token), states=[1], model="")
+
+
 def test_resources_keep_what_they_have(database: Database) -> None:
     models = Resources(database, "models", models_pb2.Model)
     name = ResourceName("p", "models", "m")
     first = models.create(name, "d1", models_pb2.Model(file_name="one"), replace=False)
-    assert models.create(name, "d1", models_pb2.Model(file_name="two"), replace=True) == first
+    assert models.create(name, "d1", models_pb2.Model(file_name="two"), replace=False) == first
+    labelled = models_pb2.Model(file_name="two", labels={"stage": "test"})
+    assert models.create(name, "d1", labelled, replace=True) == models.get(name) == labelled
     with pytest.raises(AlreadyExistsError):
         models.create(name, "d2", models_pb2.Model(), replace=False)
     assert models.create(name, "d2", models_pb2.Model(file_name="three"), replace=True).file_name == "three"

@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
+import structlog
+
 from enginehouse.artifacts import Tree
-from enginehouse.errors import EnginehouseError
+from enginehouse.errors import EnginehouseError, InternalError
 from enginehouse_optimizer.pipeline.flights import Listener
 from enginehouse_optimizer.pipeline.plan import Output, Plan, PlannedStage
 from enginehouse_optimizer.storage.stage_results import StageResult
+
+_log = structlog.get_logger("stages")
 
 
 class Obtain(Protocol):
@@ -78,13 +82,20 @@ async def _stage(
     except asyncio.CancelledError:
         reporter.cancelled()
         raise
-    except EnginehouseError as error:
-        failure = type(error)(
-            f"stage {stage.name!r} failed: {error.message}",
-            details={**error.details, "stage": stage.name},
-            retry_after_seconds=error.retry_after_seconds,
-        )
+    except Exception as error:
+        failure = _failure(stage, error)
         reporter.failed(failure)
         raise failure from error
     reporter.succeeded()
     return result
+
+
+def _failure(stage: PlannedStage, error: Exception) -> EnginehouseError:
+    if not isinstance(error, EnginehouseError):  # a bug of ours, or a disk that does not answer
+        _log.exception("stage broke", stage=stage.name)
+        error = InternalError(f"{type(error).__name__}: {error} (the server's log has more)")
+    return type(error)(
+        f"stage {stage.name!r} failed: {error.message}",
+        details={**error.details, "stage": stage.name},
+        retry_after_seconds=error.retry_after_seconds,
+    )

@@ -173,7 +173,7 @@ class StageRunner:
                 self._environments.environment(stage.environment), spec, log=log, progress=progress, limits=self._limits
             )
             tree = await in_thread(store_tree, store, spec.output, move=True)
-            log_digest = _store_log(store, log)
+            log_digest = await in_thread(_store_log, store, log)
             result = StageResult(tree, found, log_digest)
             self._results.put(project, stage.key, result)
             _log.info("stage succeeded", project=project, stage=stage.name, seconds=found.get("seconds"))
@@ -182,7 +182,7 @@ class StageRunner:
             _log.warning("stage failed", project=project, stage=stage.name, status=error.reason, error=error.message)
             raise
         finally:
-            log_digest = log_digest or _store_log(store, log)
+            log_digest = log_digest or await in_thread(_store_log, store, log)
             flight.tell(lambda listener: listener.logged(log_digest))
             await in_thread(shutil.rmtree, work, ignore_errors=True)
 

@@ -32,7 +32,7 @@ def _cpu_flags(proc: Path) -> list[str]:
 
 def _gpus(proc: Path) -> list[str]:
     """The models that NVIDIA's driver names, each once: an engine fits one type of GPU."""
-    found = set()
+    found: set[str] = set()
     for path in (proc / "driver" / "nvidia" / "gpus").glob("*/information"):
         try:
             text = path.read_text(errors="replace")

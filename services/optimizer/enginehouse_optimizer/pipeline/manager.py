@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,6 +32,8 @@ from enginehouse_optimizer.storage.stage_results import StageResult
 from enginehouse_optimizer.threads import in_thread
 
 _log = structlog.get_logger("jobs")
+
+END_RETRY_SECONDS = 5.0
 
 
 class JobManager:
@@ -104,8 +108,8 @@ class JobManager:
                 self._cancelling.add(job.number)
                 self._running[job.number].cancel()
         elif job.number in self._queue:
-            self._queue.remove(job.number)
             self._finish_cancelled(job.number)
+            self._queue.remove(job.number)
 
     async def close(self) -> None:
         """Kill what runs; the jobs stay live in storage, for `resume` to take up."""
@@ -142,19 +146,22 @@ class JobManager:
         try:
             response = await self._optimize(job)
         except asyncio.CancelledError:
-            if number in self._cancelling:
-                self._finish_cancelled(number)
-                log.info("job cancelled")
+            if number not in self._cancelling:
+                return  # the service stops: `resume` takes the job up
+            end = partial(self._finish_cancelled, number)
+            log.info("job cancelled")
         except EnginehouseError as error:
-            self._jobs.finish(number, pb.JOB_STATE_FAILED, response=None, error=to_proto(error))
+            end = partial(self._jobs.finish, number, pb.JOB_STATE_FAILED, response=None, error=to_proto(error))
             log.warning("job failed", status=error.reason, error=error.message)
         except Exception as error:
             log.exception("job failed")
             internal = InternalError(f"internal error: {type(error).__name__}: {error} (the server's log has more)")
-            self._jobs.finish(number, pb.JOB_STATE_FAILED, response=None, error=to_proto(internal))
+            end = partial(self._jobs.finish, number, pb.JOB_STATE_FAILED, response=None, error=to_proto(internal))
         else:
-            self._jobs.finish(number, pb.JOB_STATE_SUCCEEDED, response=response, error=None)
+            end = partial(self._jobs.finish, number, pb.JOB_STATE_SUCCEEDED, response=response, error=None)
             log.info("job succeeded", engines=[engine.name for engine in response.engines])
+        self._cancelling.add(number)  # it is too late to cancel
+        await _written(end)
 
     async def _optimize(self, job: Job) -> pb.OptimizeResponse:
         inputs = Inputs.from_json(job.inputs)
@@ -185,3 +192,13 @@ class JobManager:
     def _finish_cancelled(self, number: int) -> None:
         error: status_pb2.Status = to_proto(CancelledError("the operation was cancelled"))
         self._jobs.finish(number, pb.JOB_STATE_CANCELLED, response=None, error=error)
+
+
+async def _written(end: Callable[[], None]) -> None:
+    """Write a job's end; while a full disk refuses it, again and again: whoever watches the job waits for it."""
+    while True:
+        try:
+            return end()
+        except sqlite3.OperationalError as error:
+            _log.error("a job's end cannot be written yet", error=str(error))
+            await asyncio.sleep(END_RETRY_SECONDS)

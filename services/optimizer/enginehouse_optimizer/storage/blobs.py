@@ -21,5 +21,6 @@ class ProjectBlobs:
         return self._stores[project]
 
     def sweep(self, older_than_seconds: float) -> int:
-        """Remove abandoned uploads of all projects; returns how many files went."""
-        return sum(self.of(path.name).sweep(older_than_seconds) for path in self._projects.glob("*") if path.is_dir())
+        """Remove abandoned uploads of all projects, before the service writes; returns how many files went."""
+        folders = [path for path in self._projects.glob("*") if path.is_dir()]
+        return sum(self.of(path.name).sweep(older_than_seconds, alone=True) for path in folders)

@@ -115,7 +115,7 @@ class Jobs:
     def page(self, project: str, page: Page, *, states: Sequence[int], model: str) -> tuple[list[Job], str]:
         """A page, newest first, and the token of the next."""
         marks = ",".join("?" * len(states))
-        before = int(page.after) if page.after.isdigit() else 1 << 62
+        before = page.number_after(default=1 << 62)
         rows = self._database.rows(
             f"SELECT * FROM jobs WHERE project=? AND number<? AND state IN ({marks}) AND (?='' OR model=?) "
             "ORDER BY number DESC LIMIT ?",

@@ -38,6 +38,20 @@ class Page:
                 f"page_token {page_token!r} is not valid: expected the next_page_token of an answer"
             ) from None
 
+    def number_after(self, *, default: int) -> int:
+        """`after`, where the ids are numbers; `default` on the first page.
+
+        Raises:
+            InvalidArgumentError: the token is of another list.
+        """
+        if not self.after:
+            return default
+        if not (self.after.isascii() and self.after.isdigit() and len(self.after) < 19):
+            raise InvalidArgumentError(
+                f"page_token of {self.after!r} is not of this list: expected the next_page_token of an answer"
+            )
+        return int(self.after)
+
     def next_token(self, ids: list[str], more: bool) -> str:
         """The token of the page after one that ends with the last of `ids`; empty when there is no more."""
         return base64.urlsafe_b64encode(ids[-1].encode()).decode() if more and ids else ""

@@ -24,14 +24,14 @@ class Resources(Generic[M]):
         self._kind = kind
 
     def create(self, name: ResourceName, digest: str, resource: M, *, replace: bool) -> M:
-        """Store a resource; returns what is stored now. The same digest again changes nothing.
+        """Store a resource; returns what is stored now. The same digest again changes nothing, unless `replace` is set.
 
         Raises:
             AlreadyExistsError: there is one of that name with another digest, and `replace` is not set.
         """
         with self._database.transaction():
             row = self._row(name)
-            if row is not None and row["digest"] == digest:
+            if row is not None and row["digest"] == digest and not replace:
                 return self._kind.FromString(row["body"])
             if row is not None and not replace:
                 raise AlreadyExistsError(
