@@ -1,6 +1,6 @@
 """A terminal's output as an SVG picture, for README.
 
-    script -qec 'make demo' demo.ansi && python docs/images/capture.py demo.ansi docs/images/demo.svg --lines 40
+script -qec 'make demo' demo.ansi && python docs/images/capture.py demo.ansi docs/images/demo.svg --lines 40
 """
 
 from __future__ import annotations
