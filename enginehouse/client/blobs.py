@@ -49,11 +49,12 @@ class AsyncBlobs:
         """Upload a file, or the part of it that the server has not got yet; returns its digest.
 
         Raises:
-            InvalidArgumentError: there is no such file, or it is empty.
+            InvalidArgumentError: there is no such file, it is empty, or it changes meanwhile.
         """
         if not path.is_file():
             raise InvalidArgumentError(f"{path} is no file: expected one to upload")
-        size = path.stat().st_size
+        before = _state(path)
+        size = before[0]
         if size == 0:
             raise InvalidArgumentError(f"{path} is empty: expected a file with something in it")
         digest = await asyncio.to_thread(digest_of, path)
@@ -70,6 +71,10 @@ class AsyncBlobs:
                 await self._write(path, digest, size, committed, progress)
                 return digest
             except (UnavailableError, OutOfRangeError, DataLossError):
+                if _state(path) != before:
+                    raise InvalidArgumentError(
+                        f"{path} changed while it was uploaded: upload it when it is complete"
+                    ) from None
                 tries += 1
                 if tries >= MAX_TRIES:
                     raise
@@ -81,12 +86,12 @@ class AsyncBlobs:
         Raises:
             DataLossError: what came is not what the digest says; the file is removed.
         """
-        try:
-            with target.open("xb") as file:
+        with target.open("xb") as file:  # outside of the `try`: a file that is there is not ours to remove
+            try:
                 await self._read(digest, file, progress, size)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
 
     async def read(self, digest: str) -> bytes:
         """A small blob, such as a manifest or a log."""
@@ -159,6 +164,12 @@ async def _messages(
             offset += len(data)
             if progress is not None:
                 progress(offset, size)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes when somebody writes a file: its size and its modification time."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _mismatch(digest: str) -> DataLossError:

@@ -80,12 +80,19 @@ class TLS:
             raise InvalidArgumentError("TLS: certificate and key go together: give both or neither")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files."""
-        return grpc.ssl_channel_credentials(
-            root_certificates=self.ca.read_bytes() if self.ca else None,
-            private_key=self.key.read_bytes() if self.key else None,
-            certificate_chain=self.certificate.read_bytes() if self.certificate else None,
-        )
+        """Read the files.
+
+        Raises:
+            InvalidArgumentError: one cannot be read.
+        """
+        try:
+            return grpc.ssl_channel_credentials(
+                root_certificates=self.ca.read_bytes() if self.ca else None,
+                private_key=self.key.read_bytes() if self.key else None,
+                certificate_chain=self.certificate.read_bytes() if self.certificate else None,
+            )
+        except OSError as error:
+            raise InvalidArgumentError(f"TLS: cannot read {error.filename}: {error.strerror}") from None
 
 
 class Outgoing(AsyncIterator[_R]):

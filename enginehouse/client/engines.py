@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import errno
 import json
 import shutil
 import tempfile
@@ -82,7 +83,7 @@ class AsyncEngines:
         The directory appears when it is whole, never half filled. One that holds this engine already is returned.
 
         Args:
-            directory: where the files go; a folder of the engine's id in the current one when None.
+            directory: where the files go, absent or empty; a folder of the engine's id in the current one when None.
             progress: told (bytes done, bytes in all).
 
         Raises:
@@ -91,20 +92,22 @@ class AsyncEngines:
         """
         value = await self._whole(engine)
         target = Path(directory) if directory is not None else Path(value.id)
-        if target.exists():
-            if await asyncio.to_thread(_holds, target, value):
-                return target
-            raise AlreadyExistsError(f"{target} exists and is not engine {value.id}: choose another directory")
+        if target.exists() and not _is_empty(target):
+            return await _known(target, value)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target, so that the last step is a rename within one file system.
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             await self._fill(partial, value, progress)
             partial.chmod(0o755)
-            partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+            try:
+                partial.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+                return await _known(target, value)  # somebody else was faster
+        finally:
+            await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
         return target
 
     async def _fill(self, folder: Path, engine: Engine, progress: Progress | None) -> None:
@@ -125,6 +128,21 @@ class AsyncEngines:
 
     async def _whole(self, engine: Engine | str) -> Engine:
         return engine if isinstance(engine, Engine) else await self.get(engine)
+
+
+async def _known(target: Path, engine: Engine) -> Path:
+    """What was there before, when it is the engine.
+
+    Raises:
+        AlreadyExistsError: it is something else.
+    """
+    if await asyncio.to_thread(_holds, target, engine):
+        return target
+    raise AlreadyExistsError(f"{target} exists and is not engine {engine.id}: choose another directory")
+
+
+def _is_empty(target: Path) -> bool:
+    return target.is_dir() and next(target.iterdir(), None) is None
 
 
 def _holds(folder: Path, engine: Engine) -> bool:

@@ -27,6 +27,8 @@ from enginehouse.v1 import serving_pb2 as pb
 from enginehouse.v1 import serving_pb2_grpc
 
 MAX_EDITS = 8
+# Earlier versions that a configuration remembers when the next one is made.
+KEPT_VERSIONS = 15
 # A failure that was there before our edit counts only once the process had this long to act on the edit.
 STALE_FAILURE_SECONDS = 3.0
 
@@ -193,7 +195,9 @@ def edited(current: ServingConfig, edit: Edit) -> tuple[ServingConfig, int]:
         if newest is not None and newest.engine == edit.engine and wanted == current:
             return current, newest.version
         version = newest.version + 1 if newest else 1
-        return dataclasses.replace(wanted, versions=(*current.versions, ServedVersion(version, edit.engine))), version
+        # Older ones than these are served by nobody, and would keep their engines from being deleted for ever.
+        kept = sorted(current.versions, key=lambda v: v.version)[-max(KEPT_VERSIONS, wanted.latest_versions) :]
+        return dataclasses.replace(wanted, versions=(*kept, ServedVersion(version, edit.engine))), version
     if edit.version < 1:
         raise InvalidArgumentError(f"version {edit.version} is not valid: versions begin at 1")
     for known in current.versions:

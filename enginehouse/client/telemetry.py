@@ -7,12 +7,16 @@ from datetime import datetime
 
 from google.protobuf import field_mask_pb2
 
-from enginehouse.client.connection import Endpoint
+from enginehouse.client.connection import Endpoint, backoff
 from enginehouse.client.resources import all_pages
 from enginehouse.client.values import DeviceList, GpuDevice, Sample
 from enginehouse.client.values.convert import duration, timestamp
+from enginehouse.errors import UnavailableError
 from enginehouse.v1 import telemetry_pb2 as pb
 from enginehouse.v1 import telemetry_pb2_grpc
+
+# Tries in a row to reach an agent again that was there before: about ten seconds.
+MAX_TRIES = 10
 
 
 class AsyncTelemetry:
@@ -45,17 +49,32 @@ class AsyncTelemetry:
     ) -> AsyncIterator[Sample]:
         """Samples as they are taken, until the iteration is left.
 
+        A connection that breaks (servers close old ones) is made again; samples taken meanwhile are not sent.
+
         Args:
             period: seconds between samples, 0.1 to 60.
             fields: what to send; all when empty.
             devices: only these GPUs, by UUID or index; all when empty.
+
+        Raises:
+            UnavailableError: the agent is not there, or stayed away.
         """
-        stub = self._endpoint.stub(telemetry_pb2_grpc.TelemetryStub)
         request = pb.StreamSamplesRequest(
             parent=self._parent, read_mask=_mask(fields), period=duration(period), devices=[str(d) for d in devices]
         )
-        async for response in self._endpoint.stream(stub.StreamSamples, request):
-            yield Sample.from_proto(response.sample, response.skipped)
+        begun, tries = False, 0
+        while True:
+            stub = self._endpoint.stub(telemetry_pb2_grpc.TelemetryStub)
+            try:
+                async for response in self._endpoint.stream(stub.StreamSamples, request):
+                    begun, tries = True, 0
+                    yield Sample.from_proto(response.sample, response.skipped)
+                return
+            except UnavailableError:
+                tries += 1
+                if not begun or tries >= MAX_TRIES:
+                    raise
+                await backoff(tries)
 
     async def history(
         self,

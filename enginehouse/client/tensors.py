@@ -71,7 +71,11 @@ def fit(value: Any, spec: TensorSpec | None, casting: str = "safe") -> tuple[str
     Raises:
         InvalidArgumentError: the dtype or the shape does not fit; the message says what to do.
     """
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of unequal lengths
+        name = repr(spec.name) if spec else "array"
+        raise InvalidArgumentError(f"input {name} is no array: expected rows of one length ({error})") from None
     if spec is None:
         return datatype_of(array), array
     _check_shape(array, spec)

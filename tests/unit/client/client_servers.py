@@ -330,8 +330,11 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 class Telemetry(telemetry_pb2_grpc.TelemetryServicer):
+    """`break_after` samples it ends each stream as a server does whose connections grow old."""
+
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.break_after: int | None = None
 
     def sample(self, sequence: int) -> Any:
         sample = telemetry_pb2.Sample(node=f"{PROJECT}/nodes/here", sequence=sequence)
@@ -353,6 +356,8 @@ class Telemetry(telemetry_pb2_grpc.TelemetryServicer):
         self.requests.append(request)
         for sequence in range(1, 1000):
             yield telemetry_pb2.StreamSamplesResponse(sample=self.sample(sequence), skipped=sequence - 1)
+            if sequence == self.break_after:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "max connection age")
 
     async def ListSamples(self, request: Any, context: Any) -> Any:
         self.requests.append(request)

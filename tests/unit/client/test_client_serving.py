@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import datetime, timezone
+from pathlib import Path
 
 import numpy as np
 import pytest
 from client_servers import PROJECT, Servers
 
 from enginehouse import (
+    TLS,
     AsyncClient,
     Batching,
     GpuDevice,
@@ -42,6 +44,15 @@ def test_any_change_makes_the_next_version() -> None:
     assert version == 4 and wanted.instances == 4 and wanted.versions == (ServedVersion(3, "e"), ServedVersion(4, "e"))
     assert edited(BASE, Edit("f"))[1] == 4
     assert edited(ServingConfig("n"), Edit("f"))[1] == 1
+
+
+def test_only_the_latest_versions_are_remembered() -> None:
+    config = ServingConfig("n")
+    for place in range(40):
+        config, version = edited(config, Edit(f"e{place}"))
+    assert version == 40 and [v.version for v in config.versions] == list(range(25, 41))
+    many, _ = edited(config, Edit("next", latest_versions=16))
+    assert len(many.versions) == 17
 
 
 def test_a_version_keeps_its_engine() -> None:
@@ -182,3 +193,22 @@ async def test_telemetry(client: AsyncClient, servers: Servers) -> None:
 )
 def test_values_have_every_field_of_their_messages(kind: type, message: type) -> None:
     assert {f.name for f in dataclasses.fields(kind)} == set(message.DESCRIPTOR.fields_by_name)  # type: ignore[attr-defined]
+
+
+async def test_a_telemetry_stream_outlives_its_connection(client: AsyncClient, servers: Servers) -> None:
+    servers.telemetry.break_after = 3
+    stream = client.telemetry.stream()
+    assert [(await anext(stream)).sequence for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+    await stream.aclose()
+
+
+async def test_an_agent_that_is_not_there_is_said_at_once() -> None:
+    async with AsyncClient(telemetry="127.0.0.1:1") as client:
+        with pytest.raises(UnavailableError, match="no server answers"):
+            await anext(client.telemetry.stream())
+
+
+async def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
+    async with AsyncClient(tls=TLS(ca=tmp_path / "none.pem")) as client:
+        with pytest.raises(InvalidArgumentError, match=r"cannot read .*none\.pem"):
+            await client.models.list()

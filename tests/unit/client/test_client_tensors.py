@@ -77,3 +77,8 @@ def test_channels_on_the_other_side_are_recognized() -> None:
 def test_dates_have_no_datatype() -> None:
     with pytest.raises(InvalidArgumentError, match="no datatype"):
         datatype_of(np.zeros(1, "datetime64[s]"))
+
+
+def test_rows_of_unequal_lengths_are_no_array() -> None:
+    with pytest.raises(InvalidArgumentError, match="'x' is no array: expected rows of one length"):
+        fit([[1, 2], [3]], TensorSpec("x", "FP32", (-1, 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -68,6 +69,35 @@ async def test_an_upload_that_never_gets_further_gives_up(
     with pytest.raises(Exception, match=r"broke|offset|Unexpected"):
         await client.models.upload(path)
     assert len(servers.blobs.offsets) <= blobs.MAX_TRIES
+
+
+async def test_a_file_that_changes_meanwhile_is_named(client: AsyncClient, servers: Servers, tmp_path: Path) -> None:
+    path = _model_file(tmp_path, 100)
+
+    async def grow(self: object, path: Path, *_: object) -> None:
+        path.write_bytes(b"more" * 100)
+        raise DataLossError("other bytes")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InvalidArgumentError, match="changed while"):
+        patch.setattr(blobs.AsyncBlobs, "_write", grow)
+        await client.models.upload(path)
+
+
+async def test_a_download_leaves_alone_what_is_there(client: AsyncClient, servers: Servers, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(FileExistsError):
+        await blobs.AsyncBlobs(client._optimizer, PROJECT).download(servers.blobs.add(b"x"), tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+async def test_an_empty_folder_can_be_downloaded_into_and_two_may_race(
+    client: AsyncClient, servers: Servers, tmp_path: Path
+) -> None:
+    name = _engine(servers, b"x" * 3000)
+    target = tmp_path / "engine"
+    target.mkdir()
+    assert await asyncio.gather(*(client.engines.download(name, target) for _ in range(3))) == [target] * 3
+    assert [p.name for p in tmp_path.iterdir()] == ["engine"] and (target / "model" / "engine.onnx").is_file()
 
 
 async def test_other_bytes_under_a_taken_name_are_refused(client: AsyncClient, tmp_path: Path) -> None:
