@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -62,7 +63,11 @@ def principal_of(auth_context: Any) -> Principal:
     return ANONYMOUS
 
 
-def resource_of(request: Any) -> str:
+# From a full method and its request (or one message of its request stream) to what it names; "" when it names nothing.
+ResourceOf = Callable[[str, Any], str]
+
+
+def resource_of(method: str, request: Any) -> str:
     """The resource that a request names: its `name`, `parent`, or the name inside the resource that it carries."""
     if not isinstance(request, Message):
         return ""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -14,7 +13,15 @@ import grpc.aio
 import structlog
 
 from enginehouse.errors import EnginehouseError, InternalError, ResourceExhaustedError
-from enginehouse.rpc.authorization import Authorizer, current_principal, principal_of, resource_of, set_principal
+from enginehouse.rpc.authorization import (
+    AllowAll,
+    Authorizer,
+    ResourceOf,
+    current_principal,
+    principal_of,
+    resource_of,
+    set_principal,
+)
 from enginehouse.rpc.status import trailing_metadata
 
 # Probes must be answered by a server that is full, or Kubernetes restarts it for being busy.
@@ -28,12 +35,23 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
 
     A handler raises `EnginehouseError`; the caller receives its status with details. Any other exception is logged with
     its traceback and answered INTERNAL. A call over the limit answers RESOURCE_EXHAUSTED without running.
+
+    Args:
+        resources: by service, what its requests name; `resource_of` where it does not say.
     """
 
-    def __init__(self, *, authorizer: Authorizer, max_concurrent_rpcs: int) -> None:
+    def __init__(
+        self, *, authorizer: Authorizer, max_concurrent_rpcs: int, resources: Mapping[str, ResourceOf] | None = None
+    ) -> None:
         self._authorizer = authorizer
+        self._open = isinstance(authorizer, AllowAll)
         self._limit = max_concurrent_rpcs
+        self._resources = dict(resources or {})
         self._running = 0
+        # Bound once, so that a line that is not written costs nothing.
+        self._log = _log.bind()
+        # A method's handler, and what we made of it.
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     @property
     def running(self) -> int:
@@ -46,7 +64,13 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        return handler if handler is None else self._wrap(handler, str(handler_call_details.method))
+        if handler is None:
+            return None
+        method = str(handler_call_details.method)
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(handler, method))
+        return known[1]
 
     def _wrap(self, handler: Any, method: str) -> Any:
         codecs = {
@@ -64,43 +88,74 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
     def _unary(
         self, behaviour: Callable[[Any, Any], Awaitable[Any]], method: str
     ) -> Callable[[Any, Any], Awaitable[Any]]:
+        authorized = self._authorization(method)
+
         async def call(request: Any, context: Any) -> Any:
-            async with self._around(method, context):
-                return await behaviour(await self._authorized(request, method), context)
+            try:
+                with self._counted(method):
+                    set_principal(principal_of(context.auth_context()))
+                    return await behaviour(request if authorized is None else await authorized(request), context)
+            except Exception as error:
+                status = self._status_of(error, method)
+            # The call keeps what `abort` raises, and that this frame: what the frame holds would wait for a garbage
+            # collection. So the error is gone by now, and the request goes.
+            del request
+            return await context.abort(*status)
 
         return call
 
     def _streaming(self, behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], Any]:
         if not inspect.isasyncgenfunction(behaviour):
             return self._unary(behaviour, method)  # it writes through its context
+        authorized = self._authorization(method)
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self._around(method, context):
-                async for response in behaviour(await self._authorized(request, method), context):
-                    yield response
+            try:
+                with self._counted(method):
+                    set_principal(principal_of(context.auth_context()))
+                    allowed = request if authorized is None else await authorized(request)
+                    # Closed when the caller goes, and not when the garbage collector comes by.
+                    async with aclosing(behaviour(allowed, context)) as responses:
+                        async for response in responses:
+                            yield response
+                return
+            except Exception as error:
+                status = self._status_of(error, method)
+            request = allowed = responses = None  # as above
+            await context.abort(*status)
 
         return stream
 
-    async def _authorized(self, request: Any, method: str) -> Any:
-        """The request once its call is authorized; a request stream is authorized by its first message."""
-        if hasattr(request, "__aiter__"):
-            return self._authorized_stream(request, method)
-        await self._authorize(method, request)
-        return request
+    def _authorization(self, method: str) -> Callable[[Any], Awaitable[Any]] | None:
+        """What a method's request passes on its way in; None when every caller is allowed."""
+        if self._open:
+            return None
+        find_resource = self._resources.get(method[1:].rpartition("/")[0], resource_of)
 
-    async def _authorized_stream(self, requests: AsyncIterator[Any], method: str) -> AsyncIterator[Any]:
-        first = True
-        async for request in requests:
-            if first:
-                await self._authorize(method, request)
-                first = False
-            yield request
+        async def authorize(resource: str) -> None:
+            await self._authorizer.authorize(current_principal(), method, resource)
 
-    async def _authorize(self, method: str, request: Any) -> None:
-        await self._authorizer.authorize(current_principal(), method, resource_of(request))
+        async def each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            """A stream is authorized by its first message, and by each that names another resource."""
+            allowed: str | None = None
+            async for request in requests:
+                resource = find_resource(method, request)
+                if allowed is None or (resource and resource != allowed):
+                    await authorize(resource)
+                    allowed = resource
+                yield request
 
-    @asynccontextmanager
-    async def _around(self, method: str, context: Any) -> AsyncIterator[None]:
+        async def authorized(request: Any) -> Any:
+            if hasattr(request, "__aiter__"):
+                return each(request)
+            await authorize(find_resource(method, request))
+            return request
+
+        return authorized
+
+    @contextmanager
+    def _counted(self, method: str) -> Iterator[None]:
+        """Counts a call, refuses it when there are too many, and logs how it ended."""
         limited = not method.startswith(UNLIMITED_PREFIXES)
         started = time.perf_counter()
         status = "OK"
@@ -113,27 +168,30 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
                 )
             self._running += limited
             try:
-                set_principal(principal_of(context.auth_context()))
                 yield
             finally:
                 self._running -= limited
         except EnginehouseError as error:
             status = error.reason
-            await context.abort(error.code, error.message, trailing_metadata(error))
-        except grpc.aio.AbortError:
-            status = "ABORTED_BY_HANDLER"
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            status = "CANCELLED"
             raise
         except Exception as error:
-            status = "INTERNAL"
-            _log.exception("call failed", method=method)
-            internal = InternalError(
-                f"internal error in {method}: {type(error).__name__}: {error} (the server's log has more)"
-            )
-            await context.abort(internal.code, internal.message, trailing_metadata(internal))
+            status = "ABORTED_BY_HANDLER" if isinstance(error, grpc.aio.AbortError) else "INTERNAL"
+            raise
+        except BaseException:  # the caller has gone
+            status = "CANCELLED"
+            raise
         finally:
-            _log.debug(
+            self._log.debug(
                 "call", method=method, status=status, milliseconds=round((time.perf_counter() - started) * 1e3, 3)
             )
+
+    def _status_of(self, error: Exception, method: str) -> tuple[Any, str, Any]:
+        """What `abort` takes for an error of a handler; raises what a handler's own `abort` raised."""
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if not isinstance(error, EnginehouseError):
+            self._log.exception("call failed", method=method)
+            error = InternalError(
+                f"internal error in {method}: {type(error).__name__}: {error} (the server's log has more)"
+            )
+        return error.code, error.message, trailing_metadata(error)

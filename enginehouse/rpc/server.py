@@ -16,7 +16,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from enginehouse.errors import UnavailableError
-from enginehouse.rpc.authorization import AllowAll, Authorizer
+from enginehouse.rpc.authorization import AllowAll, Authorizer, ResourceOf, resource_of
 from enginehouse.rpc.interceptor import CallChain
 from enginehouse.rpc.settings import ServerSettings
 
@@ -27,10 +27,17 @@ HEALTH = "grpc.health.v1.Health"
 
 @dataclass(frozen=True)
 class Service:
-    """A gRPC service to register: its full name, and the function that adds its servicer to a server."""
+    """A gRPC service to register.
+
+    Args:
+        name: its full name.
+        add: adds its servicer to a server.
+        resource: what its requests name, for authorization.
+    """
 
     name: str
     add: Callable[[grpc.aio.Server], Any]
+    resource: ResourceOf = resource_of
 
 
 class RpcServer:
@@ -49,7 +56,11 @@ class RpcServer:
     ) -> None:
         self._settings = settings
         self._services = tuple(services)
-        self.chain = CallChain(authorizer=authorizer or AllowAll(), max_concurrent_rpcs=settings.max_concurrent_rpcs)
+        self.chain = CallChain(
+            authorizer=authorizer or AllowAll(),
+            max_concurrent_rpcs=settings.max_concurrent_rpcs,
+            resources={service.name: service.resource for service in self._services},
+        )
         self.health = health_aio.HealthServicer()
         self.port = 0
         self._open = authorizer is None
@@ -111,8 +122,9 @@ async def run_until_signalled(
     """Run a service until SIGTERM or SIGINT: bind, `start()` its parts, be ready; then not ready, `drain()` its parts.
 
     Args:
-        start: brings up what the service needs; the server already answers, NOT_SERVING.
-        drain: releases it after the last call.
+        start: brings up what the service needs; the server already answers, NOT_SERVING. Cancelled when the signal
+            comes before it is done.
+        drain: releases it, however far `start` came, after the last call.
         stopping: called when the signal comes, while calls are still in flight: a service with streams that would
             never end ends them here, or they hold up the stop for the whole drain time.
         announce: told the port once the service is ready.
@@ -123,12 +135,12 @@ async def run_until_signalled(
         loop.add_signal_handler(number, signalled.set)
     port = await server.start()
     try:
-        await start()
-        await server.set_ready(True)
-        _log.info("ready", port=port)
-        if announce is not None:
-            announce(port)
-        await signalled.wait()
+        if await _unless(signalled, start()):
+            await server.set_ready(True)
+            _log.info("ready", port=port)
+            if announce is not None:
+                announce(port)
+            await signalled.wait()
         _log.info("draining")
     finally:
         if stopping is not None:
@@ -136,6 +148,22 @@ async def run_until_signalled(
         await server.stop()
         await drain()
         _log.info("stopped")
+
+
+async def _unless(signalled: asyncio.Event, work: Awaitable[None]) -> bool:
+    """Do the work, but give it up when the signal comes before it is done; returns whether it is done."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(signalled.wait())
+    try:
+        both: set[asyncio.Future[Any]] = {working, waiting}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        waiting.cancel()
+        working.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int | str]]:

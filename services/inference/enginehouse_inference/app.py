@@ -8,6 +8,7 @@ from collections.abc import Callable
 import grpc.aio
 import structlog
 
+from enginehouse.rpc.authorization import Authorizer
 from enginehouse.rpc.server import RpcServer, Service
 from enginehouse.workers.environments import WorkerEnvironments
 from enginehouse_inference.desired.fetch import EngineCache
@@ -22,6 +23,7 @@ from enginehouse_inference.protocol.regions import Regions
 from enginehouse_inference.service.inference import InferenceMethods
 from enginehouse_inference.service.management import ManagementMethods
 from enginehouse_inference.service.register import SERVICE, add_service
+from enginehouse_inference.service.resources import resource_function
 from enginehouse_inference.settings import InferenceSettings
 
 _log = structlog.get_logger("app")
@@ -36,7 +38,9 @@ class InferenceApp:
     `start()` returns when the first attempt at everything wanted has ended; `stop()` first ends streams.
     """
 
-    def __init__(self, settings: InferenceSettings, environments: WorkerEnvironments) -> None:
+    def __init__(
+        self, settings: InferenceSettings, environments: WorkerEnvironments, authorizer: Authorizer | None = None
+    ) -> None:
         self._settings = settings
         cache_dir = settings.cache_dir.expanduser()
         channel = self._channel_maker()
@@ -64,7 +68,14 @@ class InferenceApp:
         self._announcing: set[asyncio.Task[None]] = set()
         self.server = RpcServer(
             settings,
-            [Service(SERVICE, lambda server: add_service(server, self._inference, management))],
+            [
+                Service(
+                    SERVICE,
+                    lambda server: add_service(server, self._inference, management),
+                    resource_function(settings.project),
+                )
+            ],
+            authorizer=authorizer,
             options=GRPC_OPTIONS,
         )
 
@@ -90,8 +101,8 @@ class InferenceApp:
         if self._watcher is not None:
             await self._watcher.close()
         await self.desired.close()
-        await self._manager.close()
-        await self.devices.close()
+        # Together: the manager takes back the loads that are under way, which only a worker that stops cuts short.
+        await asyncio.gather(self._manager.close(), self.devices.close())
 
     def _channel_maker(self) -> Callable[[], grpc.aio.Channel] | None:
         target = self._settings.optimizer

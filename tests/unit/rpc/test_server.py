@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ from enginehouse.errors import (
     UnavailableError,
 )
 from enginehouse.rpc.authorization import Principal, current_principal
-from enginehouse.rpc.server import RpcServer, Service
+from enginehouse.rpc.server import RpcServer, Service, run_until_signalled
 from enginehouse.rpc.settings import ServerSettings
 from enginehouse.rpc.status import from_rpc_error
 from enginehouse.v1 import blobs_pb2, blobs_pb2_grpc
@@ -35,6 +39,7 @@ class Blobs(blobs_pb2_grpc.BlobsServicer):
     def __init__(self) -> None:
         self.release = asyncio.Event()
         self.entered = 0
+        self.closed = asyncio.Event()
         self.principal: Principal | None = None
 
     async def FindBlob(self, request: Any, context: Any) -> blobs_pb2.FindBlobResponse:
@@ -55,6 +60,11 @@ class Blobs(blobs_pb2_grpc.BlobsServicer):
         return blobs_pb2.WriteBlobResponse(committed_bytes=count)
 
     async def ReadBlob(self, request: Any, context: Any) -> AsyncIterator[blobs_pb2.ReadBlobResponse]:
+        try:
+            while request.digest == "endless":
+                yield blobs_pb2.ReadBlobResponse(data=b"more")
+        finally:
+            self.closed.set()
         yield blobs_pb2.ReadBlobResponse(data=b"first")
         raise NotFoundError("gone after the first chunk")
 
@@ -237,3 +247,104 @@ async def test_mutual_tls_names_the_principal_and_refuses_strangers(pki: Path) -
 def test_half_of_tls_is_refused(pki: Path) -> None:
     with pytest.raises(ValueError, match="ENGINEHOUSE_TLS_KEY"):
         ServerSettings(tls_certificate=pki / "server.pem")
+
+
+async def test_a_stream_may_not_move_on_to_what_is_not_allowed() -> None:
+    async with serving(authorizer=OnlyMine()) as (_, _, address), grpc.aio.insecure_channel(address) as channel:
+        stub = blobs_pb2_grpc.BlobsStub(channel)
+        names = ("projects/mine", "", "projects/other")
+        call = stub.WriteBlob(iter([blobs_pb2.WriteBlobRequest(parent=name) for name in names]))
+        assert isinstance(await failure(call), PermissionDeniedError)
+
+
+async def test_a_service_says_what_its_requests_name() -> None:
+    servicer = Blobs()
+    service = Service(
+        "enginehouse.v1.Blobs",
+        lambda server: blobs_pb2_grpc.add_BlobsServicer_to_server(servicer, server),
+        resource=lambda method, request: f"projects/{request.digest}" if method.endswith("/FindBlob") else "",
+    )
+    server = RpcServer(ServerSettings(), [service], authorizer=OnlyMine())
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert (await find(channel, digest="mine", parent="")).complete
+        assert isinstance(await failure(find(channel, digest="other")), PermissionDeniedError)
+    await server.stop()
+
+
+async def test_a_stream_is_closed_when_its_caller_goes() -> None:
+    gc.disable()  # which would close it some day
+    try:
+        async with serving() as (server, servicer, address), grpc.aio.insecure_channel(address) as channel:
+            call = blobs_pb2_grpc.BlobsStub(channel).ReadBlob(blobs_pb2.ReadBlobRequest(digest="endless"))
+            assert (await call.read()).data == b"more"
+            call.cancel()
+            await asyncio.wait_for(servicer.closed.wait(), 5)
+            while server.chain.running:
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+
+
+async def test_a_call_that_failed_does_not_keep_its_request() -> None:
+    class Request:
+        """What a weak reference can be made to."""
+
+    seen: list[weakref.ref[Request]] = []
+
+    async def fail(request: Request, context: Any) -> bytes:
+        seen.append(weakref.ref(request))
+        raise NotFoundError("nothing")
+
+    def add(server: grpc.aio.Server) -> None:
+        handler = grpc.unary_unary_rpc_method_handler(fail, request_deserializer=lambda data: Request())
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", {"Fail": handler}),))
+
+    server = RpcServer(ServerSettings(), [Service("test.Test", add)])
+    port = await server.start()
+    gc.disable()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            assert isinstance(await failure(channel.unary_unary("/test.Test/Fail")(b"")), NotFoundError)
+            await asyncio.sleep(0.05)
+        assert [reference() for reference in seen] == [None]
+    finally:
+        gc.enable()
+        await server.stop()
+
+
+async def run_with_signal(start: Callable[[], Awaitable[None]], *, after: float = 0.1) -> list[str]:
+    """What a service that is told to stop does, in order."""
+    done: list[str] = []
+
+    async def starting() -> None:
+        try:
+            await start()
+            done.append("started")
+        except asyncio.CancelledError:
+            done.append("cancelled")
+            raise
+
+    async def drain() -> None:
+        done.append("drained")
+
+    asyncio.get_running_loop().call_later(after, os.kill, os.getpid(), signal.SIGTERM)
+    server = RpcServer(ServerSettings(), [])
+    await asyncio.wait_for(run_until_signalled(server, start=starting, drain=drain, announce=lambda _: None), 5)
+    return done
+
+
+async def test_a_signal_ends_a_start_that_lasts() -> None:
+    assert await run_with_signal(lambda: asyncio.sleep(60)) == ["cancelled", "drained"]
+
+
+async def test_a_signal_ends_a_service_that_has_started() -> None:
+    assert await run_with_signal(lambda: asyncio.sleep(0)) == ["started", "drained"]
+
+
+async def test_a_start_that_fails_is_drained_and_told() -> None:
+    async def fail() -> None:
+        raise NotFoundError("no disk")
+
+    with pytest.raises(NotFoundError, match="no disk"):
+        await run_with_signal(fail, after=0.01)

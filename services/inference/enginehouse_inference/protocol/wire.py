@@ -7,7 +7,7 @@ here, and protobuf sees only the small rest. The same bytes go over the wire.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
@@ -18,6 +18,7 @@ from enginehouse.workers.tensors import Buffer
 # Below it protobuf alone is faster.
 SMALL_BYTES = 16 << 10
 
+_MODEL_NAME = (1 << 3) | 2
 _RAW_INPUT = (7 << 3) | 2
 _RAW_OUTPUT = bytes([(6 << 3) | 2])
 _STREAM_RESPONSE = bytes([(2 << 3) | 2])
@@ -49,32 +50,53 @@ def split(data: bytes, tag: int) -> tuple[bytes, list[memoryview]]:
     view = memoryview(data)
     kept: list[memoryview] = []
     cut: list[memoryview] = []
-    position = start = 0
+    behind = 0
+    for field, start, content, end in _fields(data):
+        if field == tag:
+            if start > behind:
+                kept.append(view[behind:start])
+            cut.append(view[content:end])
+            behind = end
+    kept.append(view[behind:])
+    return b"".join(kept), cut
+
+
+def model_name(data: bytes) -> str:
+    """The model that a serialized ModelInferRequest names, without parsing or copying the rest.
+
+    Raises:
+        InvalidArgumentError: the bytes are no such message.
+    """
+    name = ""
+    try:
+        for field, _, content, end in _fields(data):
+            if field == _MODEL_NAME:  # the last one counts, as in protobuf
+                name = data[content:end].decode()
+    except ValueError as error:
+        raise InvalidArgumentError(f"the request is not a ModelInferRequest: {error}") from error
+    return name
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of a message: tag, where each begins, where its content (without its length) begins, and its end."""
+    position = 0
     while position < len(data):
-        field_start = position
+        start = position
         field, position = _varint(data, position)
         wire_type = field & 7
         if wire_type == 2:
             size, position = _varint(data, position)
             end = position + size
-            if end > len(data):
-                raise ValueError(f"a field of {size} bytes at {position} ends behind the message's {len(data)}")
-            if field == tag:
-                if field_start > start:
-                    kept.append(view[start:field_start])
-                cut.append(view[position:end])
-                start = end
-            position = end
         elif wire_type == 0:
-            _, position = _varint(data, position)
+            _, end = _varint(data, position)
         elif wire_type in _FIXED:
-            position += _FIXED[wire_type]
+            end = position + _FIXED[wire_type]
         else:
-            raise ValueError(f"wire type {wire_type} at {field_start}")
-    if position > len(data):
-        raise ValueError(f"the message ends inside a field that begins at {field_start}")
-    kept.append(view[start:])
-    return b"".join(kept), cut
+            raise ValueError(f"wire type {wire_type} at {start}")
+        if end > len(data):
+            raise ValueError(f"the field at {start} ends at {end}, behind the message's {len(data)} bytes")
+        yield field, start, position, end
+        position = end
 
 
 def encode_infer_response(response: service_pb2.ModelInferResponse, raw: Iterable[Sequence[Buffer]]) -> bytes:
