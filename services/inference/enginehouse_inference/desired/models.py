@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from enginehouse.errors import FailedPreconditionError, NotFoundError, PermissionDeniedError
+from enginehouse.errors import AbortedError, FailedPreconditionError, NotFoundError, PermissionDeniedError
 from enginehouse.v1 import serving_pb2
 from enginehouse_inference.desired.fetch import EngineCache
 from enginehouse_inference.models.catalog import Catalog
@@ -62,6 +62,7 @@ class DesiredModels:
         Raises:
             NotFoundError: there is no configuration of that name.
             PermissionDeniedError: its engine directory lies where it may not.
+            AbortedError: another load or unload of the model came before this one was done.
             EnginehouseError: it cannot be loaded.
         """
         plan = plan_from_load(name, config) if config is not None else self._known(name)
@@ -72,9 +73,7 @@ class DesiredModels:
             self._by_hand.pop(name, None)
         else:
             self._by_hand[name] = plan
-        task = self._manager.want(name, plan)
-        self._follow(task)
-        await asyncio.shield(task)
+        await self._by_hand_done(name, self._manager.want(name, plan))
 
     async def unload(self, name: str) -> None:
         """Unload a model by hand.
@@ -85,9 +84,7 @@ class DesiredModels:
         if name not in self._configured and not list(self._catalog.slots(name)):
             raise NotFoundError(f"no model {name!r} is loaded in this process", details={"model": name})
         self._by_hand[name] = None
-        task = self._manager.want(name, None)
-        self._follow(task)
-        await asyncio.shield(task)
+        await self._by_hand_done(name, self._manager.want(name, None))
 
     def unloaded_by_hand(self) -> list[str]:
         """Configured models that a client unloaded here."""
@@ -97,6 +94,15 @@ class DesiredModels:
         if self._cleaning is not None:
             self._cleaning.cancel()
             await asyncio.gather(self._cleaning, return_exceptions=True)
+
+    async def _by_hand_done(self, name: str, task: asyncio.Task[None]) -> None:
+        self._follow(task)
+        await asyncio.wait({task})  # which goes on when the caller leaves
+        if task.cancelled():
+            raise AbortedError(
+                f"another load or unload of {name!r} took the place of this one", details={"model": name}
+            )
+        task.result()
 
     def _known(self, name: str) -> ModelPlan:
         plan = self._configured.get(name) or self._by_hand.get(name)

@@ -64,7 +64,7 @@ class Watcher:
                     )
                     async for state in call:
                         delay = _FIRST_SECONDS
-                        self._hear(state)
+                        await self._hear(state)
             except grpc.aio.AioRpcError as error:
                 # Servers end old connections on purpose; only the first failure in a row is news.
                 if self.connected or not self.heard.is_set():
@@ -76,10 +76,13 @@ class Watcher:
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, _MOST_SECONDS)
 
-    def _hear(self, state: serving_pb2.WatchServingConfigsResponse) -> None:
+    async def _hear(self, state: serving_pb2.WatchServingConfigsResponse) -> None:
         if not self.connected:
             _log.info("watching", revision=state.revision, models=len(state.serving_configs))
         self.connected = True
-        self._file.write(state)
         self._apply(state)
         self.heard.set()
+        try:
+            await asyncio.to_thread(self._file.write, state)
+        except OSError as error:
+            _log.error("the desired state cannot be kept for the next start", reason=str(error))

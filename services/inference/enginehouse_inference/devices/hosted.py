@@ -24,6 +24,7 @@ class SupervisorSettings:
     crash_limit: int = 3
     crash_window: float = 600.0
     start_attempts: int = 3
+    reload_interval: float = 30.0
 
 
 @dataclass(eq=False)

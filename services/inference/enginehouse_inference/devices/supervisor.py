@@ -7,17 +7,20 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
-from enginehouse.errors import EnginehouseError, UnavailableError
+from enginehouse.errors import EnginehouseError, ResourceExhaustedError, UnavailableError
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.link import InferenceResult, LoadedModel, WorkerProcess
 from enginehouse.workers.tensors import TensorInput
 from enginehouse_inference.devices.hosted import Hosted, SupervisorSettings
 
 _log = structlog.get_logger("worker")
+
+# What may have passed when an engine that was served is loaded again: others took the memory that it needs.
+_MAY_PASS = (ResourceExhaustedError, UnavailableError)
 
 
 class Start(Protocol):
@@ -45,7 +48,6 @@ class DeviceWorker:
         self._worker: WorkerProcess | None = None
         self._hosted: dict[str, Hosted] = {}
         self._wake = asyncio.Event()
-        self._closing = asyncio.Event()
         self._suspects: set[str] = set()
         self._in_flight: dict[int, float] = {}
         self._calls = 0
@@ -128,10 +130,12 @@ class DeviceWorker:
             del self._in_flight[call]
 
     async def close(self) -> None:
-        """Stop the worker."""
-        self._closing.set()
-        self._wake.set()
-        await self._task
+        """Stop the worker, whatever it does: it may be starting, or in the middle of a load."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._worker is not None:
+            await self._worker.close()
+            self._worker = None
 
     async def _unload(self, key: str) -> None:
         if self._worker is not None and self._worker.alive:
@@ -140,7 +144,7 @@ class DeviceWorker:
 
     async def _run(self) -> None:
         attempts = 0
-        while not self._closing.is_set():
+        while True:
             if not self._wanted():
                 self._wake.clear()
                 await self._wake.wait()
@@ -174,16 +178,12 @@ class DeviceWorker:
     async def _tend(self, worker: WorkerProcess) -> None:
         _log.info("started", worker=self._name, pid=worker.pid, backends=dict(worker.backends))
         helpers = [asyncio.create_task(self._load_all(worker)), asyncio.create_task(self._check(worker))]
-        closing = asyncio.create_task(self._closing.wait())
-        ends: set[asyncio.Future[Any]] = {worker.exited, closing}
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*helpers, closing):
-            task.cancel()
-        await asyncio.gather(*helpers, closing, return_exceptions=True)
-        if self._closing.is_set():
-            await worker.close()
-            self._worker = None
-            return
+        try:
+            await asyncio.wait({worker.exited})
+        finally:
+            for task in helpers:
+                task.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
         # One more turn of the loop, in which the calls that died with it say so.
         await asyncio.sleep(0)
         self._died(worker)
@@ -218,7 +218,7 @@ class DeviceWorker:
             hosted.changed()
 
     async def _load_all(self, worker: WorkerProcess) -> None:
-        while True:
+        while worker.alive:  # or loads would fail for ever, without a turn of the loop for anything else
             pending = [h for h in self._wanted() if not h.ready]
             if not pending:
                 self._wake.clear()
@@ -247,6 +247,8 @@ class DeviceWorker:
                 hosted.first.set_exception(error)
             else:
                 _log.error("reload failed", worker=self._name, model=hosted.key, reason=error.message)
+                if isinstance(error, _MAY_PASS):
+                    asyncio.get_running_loop().call_later(self._settings.reload_interval, self._reload, hosted)
             hosted.changed()
         else:
             hosted.loading, hosted.ready, hosted.reason = False, True, ""
@@ -255,6 +257,10 @@ class DeviceWorker:
             if not hosted.first.done():
                 hosted.first.set_result(loaded)
             hosted.changed()
+
+    def _reload(self, hosted: Hosted) -> None:
+        hosted.failed = False
+        self._wake.set()
 
     async def _check(self, worker: WorkerProcess) -> None:
         """Kill the worker when it does not answer, or a batch takes too long."""
@@ -278,9 +284,7 @@ class DeviceWorker:
                 return
 
     async def _sleep(self, attempt: int) -> None:
-        delay = min(self._settings.backoff_first * 2 ** max(attempt - 1, 0), self._settings.backoff_most)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), delay)
+        await asyncio.sleep(min(self._settings.backoff_first * 2 ** max(attempt - 1, 0), self._settings.backoff_most))
 
 
 async def _start(environment: WorkerEnvironment, device: str, log: Callable[[str], None]) -> WorkerProcess:

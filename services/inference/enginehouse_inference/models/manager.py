@@ -158,7 +158,8 @@ class ModelManager:
             if number not in wanted and not (errors and slot.ready):
                 await self._retire(name, number)
         if errors:
-            raise errors[0]
+            # One that may pass is tried again, whatever else is wrong.
+            raise next((error for error in errors if isinstance(error, _MAY_PASS)), errors[0])
 
     async def _serve(self, plan: ModelPlan, version: VersionPlan) -> None:
         slot = self._catalog.slot(plan.name, version.version)
@@ -223,8 +224,8 @@ class ModelManager:
         slot = self._catalog.slot(name, number)
         serving = slot.serving
         if serving is not None:
-            self._catalog.set_state(name, number, State.UNLOADING)
             slot.serving = None
+            self._catalog.set_state(name, number, State.UNLOADING)
             with contextlib.suppress(EnginehouseError):
                 await asyncio.shield(serving.close(self._drain_seconds))
             _log.info("unloaded", model=name, version=number)
