@@ -19,7 +19,7 @@ from enginehouse.bench.served import Servable, ServedBench
 from enginehouse.bench.store import TELEMETRY, TELEMETRY_CSV, ResultStore
 from enginehouse.bench.suite import ModelSpec, Suite
 from enginehouse.bench.telemetry import TelemetryRecorder, write_telemetry_csv
-from enginehouse.errors import EnginehouseError, FailedPreconditionError
+from enginehouse.errors import EnginehouseError, FailedPreconditionError, UnavailableError
 
 if TYPE_CHECKING:
     from enginehouse.client import AsyncClient
@@ -38,8 +38,8 @@ async def run_suite(
     """Run a suite on this machine and write its results directory.
 
     Run it where inference happens: rows describe this machine. Modes that it cannot run become "not run" entries
-    with their
-    reason, and never fail the run. Cancelling (Ctrl-C) keeps every finished row; `resume` goes on from there.
+    with their reason, and never fail the run. Cancelling (Ctrl-C) keeps every finished row; `resume` goes on from
+    there.
 
     Args:
         suite: from `enginehouse.bench.suite.load_suite`.
@@ -56,9 +56,15 @@ async def run_suite(
     Raises:
         FailedPreconditionError: the directory holds results already, or none to resume, or another suite's.
         InvalidArgumentError: the directory's files cannot be read.
+        UnavailableError: no optimizer answers; nothing is written then.
     """
     from enginehouse.bench.sdk import connect
 
+    if not (await client.ready())["optimizer"]:
+        raise UnavailableError(
+            f"no optimizer serves at {client.addresses.optimizer}, and a benchmark's engines come from it: "
+            "`enginehouse up` starts one"
+        )
     seams = connect(client, suite, progress or SilentProgress())
     return await execute(suite, directory, seams, resume=resume, command=command, engine_cache=engine_cache)
 

@@ -17,6 +17,7 @@ from enginehouse.errors import NotFoundError
 
 SCOPES = ("host", "served")
 METHODS = ("entropy", "max", "percentile", "mse")
+DISTRIBUTIONS = ("normal", "uniform", "images")
 MAX_BATCH = 65536
 
 
@@ -278,7 +279,7 @@ def _calibration(node: schema.Node) -> CalibrationPlan:
     if "synthetic" in keys:
         synthetic = keys["synthetic"].mapping((), ("distribution", "samples", "seed"))
         if "distribution" in synthetic:
-            known["distribution"] = synthetic["distribution"].choice(("normal", "uniform"))
+            known["distribution"] = synthetic["distribution"].choice(DISTRIBUTIONS)
         if "samples" in synthetic:
             known["samples"] = synthetic["samples"].integer(1, 100_000)
         if "seed" in synthetic:

@@ -53,6 +53,8 @@ def lines(error: EnginehouseError) -> list[str]:
     """What to print: what went wrong, and a hint where the message has none."""
     text = [f"enginehouse: {error.message}"]
     hint = _HINTS.get(type(error))
+    if isinstance(error, NotFoundError) and "projects/" not in error.message:
+        hint = None  # a file or a suite: no list of a server's helps
     if isinstance(error, AlreadyExistsError) and any(kind in error.message for kind in ("/models/", "/datasets/")):
         hint = "--replace replaces it, --name takes another id"
     if hint is not None:

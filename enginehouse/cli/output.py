@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import PurePath
@@ -38,7 +39,8 @@ def say(line: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: dataclasses as objects (with their id, None left out), times as ISO 8601 in UTC."""
+    """A value as JSON has it: dataclasses as objects (with their id, None left out), times as ISO 8601 in UTC, and what
+    is no number as "NaN", "Infinity" and "-Infinity", as protobuf writes them."""
     if isinstance(value, EnginehouseError):
         return {"code": value.reason, "message": value.message, "details": value.details}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -52,12 +54,15 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return str(value) if isinstance(value, PurePath | bytes) else value
 
 
 def print_json(value: Any, *, compact: bool = False) -> None:
     """A value as JSON; on one line when `compact`."""
-    print(json.dumps(plain(value), indent=None if compact else 2, ensure_ascii=False), flush=compact)
+    text = json.dumps(plain(value), indent=None if compact else 2, ensure_ascii=False, allow_nan=False)
+    print(text, flush=compact)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:

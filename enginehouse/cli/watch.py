@@ -97,7 +97,7 @@ def follow(job: Job) -> JobView:
                 if asked:
                     raise
                 asked = True
-                say(f"asking {job.id} to stop; Ctrl-C again leaves it to itself")
+                console.print(Text(f"asking {job.id} to stop; Ctrl-C again leaves it to itself"))
                 job.cancel()
 
 

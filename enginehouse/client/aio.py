@@ -159,6 +159,7 @@ class AsyncClient:
         Raises:
             FailedPreconditionError: the engine did not load; the message has the reason.
             DeadlineExceededError: it is not ready yet.
+            UnavailableError: the inference process does not answer, for half a minute; the configuration is kept.
         """
         return await self.serving.load(
             model_name,

@@ -17,6 +17,7 @@ from enginehouse.client.values.targets import option_text
 from enginehouse.errors import (
     AbortedError,
     DeadlineExceededError,
+    EnginehouseError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -31,6 +32,8 @@ MAX_EDITS = 8
 KEPT_VERSIONS = 15
 # A failure that was there before our edit counts only once the process had this long to act on the edit.
 STALE_FAILURE_SECONDS = 3.0
+# How long an inference process may be away while we wait for it: a restart's length.
+AWAY_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +123,13 @@ class AsyncServing:
         stub = self._endpoint.stub(serving_pb2_grpc.ServingConfigsStub)
         await self._endpoint.unary(stub.DeleteServingConfig, request)
         deadline = time.monotonic() + timeout
-        while wait and await self._inference.model_ready(model_name, None):
-            if time.monotonic() > deadline:
-                raise DeadlineExceededError(f"{model_name} is still served after {timeout:g} s")
-            await asyncio.sleep(0.05)
+        try:
+            while wait and await self._inference.model_ready(model_name, None):
+                if time.monotonic() > deadline:
+                    raise DeadlineExceededError(f"{model_name} is still served after {timeout:g} s")
+                await asyncio.sleep(0.05)
+        except UnavailableError:
+            return  # a process that is not there serves nothing, and will not when it comes back
 
     async def _current(self, model_name: str) -> ServingConfig:
         try:
@@ -137,13 +143,14 @@ class AsyncServing:
         return ServingConfig.from_proto(await self._endpoint.unary(stub.UpdateServingConfig, request))
 
     async def _wait_ready(self, model_name: str, version: int, old_failure: str | None, timeout: float) -> None:
-        started = time.monotonic()
+        started = answered = time.monotonic()
         pause = 0.02
         while True:
-            away = ""
+            away: EnginehouseError | None = None
             try:
                 if await self._inference.model_ready(model_name, version, timeout=min(timeout, 5.0)):
                     return
+                answered = time.monotonic()
                 failure = await self._failure(model_name, version)
                 waited = time.monotonic() - started
                 if failure is not None and (failure != old_failure or waited > STALE_FAILURE_SECONDS):
@@ -152,11 +159,16 @@ class AsyncServing:
                         details={"model": model_name, "version": str(version)},
                     )
             except (UnavailableError, DeadlineExceededError) as error:
-                away = f" [{error.message}]"
+                away = error
+                if time.monotonic() - answered > AWAY_SECONDS:
+                    raise UnavailableError(
+                        f"the configuration of {model_name} is stored, but nobody says whether it is served: "
+                        f"{error.message}"
+                    ) from None
             if time.monotonic() - started > timeout:
                 raise DeadlineExceededError(
                     f"version {version} of {model_name} is not ready after {timeout:g} s; "
-                    f"the configuration is kept and loading goes on{away}"
+                    f"the configuration is kept and loading goes on{f' [{away.message}]' if away else ''}"
                 )
             await asyncio.sleep(pause)
             pause = min(0.5, pause * 1.5)

@@ -23,7 +23,7 @@ from enginehouse import AsyncClient, Calibration, Client, Engine, Target, Verifi
 from enginehouse.bench.run import run_suite
 from enginehouse.bench.seams import RunSummary
 from enginehouse.bench.suite import load_suite
-from enginehouse.cli.commands.bench import Lines
+from enginehouse.cli.measuring import Lines, measuring
 from enginehouse.cli.watch import follow
 from enginehouse.demo.digits import Digits, load_digits
 from enginehouse.demo.files import write_files
@@ -143,12 +143,13 @@ def _show_accuracies(show: Console, accuracies: list[Accuracy], digits: Digits) 
 
 
 def _benchmark(stack: Mapping[str, str], suite: str, results: Path) -> RunSummary:
-    async def measure() -> RunSummary:
+    async def measure(progress: Lines) -> RunSummary:
         async with AsyncClient(stack["optimizer"], stack["inference"], stack["telemetry"]) as client:
             command = shlex.join(["enginehouse", *sys.argv[1:]])
-            return await run_suite(load_suite(suite), results, client=client, progress=Lines(), command=command)
+            return await run_suite(load_suite(suite), results, client=client, progress=progress, command=command)
 
-    return asyncio.run(measure())
+    with measuring() as progress:
+        return asyncio.run(measure(progress))
 
 
 @contextmanager

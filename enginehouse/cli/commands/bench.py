@@ -7,18 +7,15 @@ import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from enginehouse.cli import context
-from enginehouse.cli.errors import INTERRUPTED
+from enginehouse.cli.errors import FAILURE
+from enginehouse.cli.measuring import Lines, measuring
 from enginehouse.cli.output import Json, print_json, print_table, say
 from enginehouse.errors import FailedPreconditionError
-
-if TYPE_CHECKING:
-    from enginehouse.bench.rows import NotRun, Row
-    from enginehouse.bench.seams import RunSummary
 
 app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 
@@ -47,20 +44,24 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder has.")] = False,
     json: Json = False,
 ) -> None:
-    """Run a benchmark on this machine. Ctrl-C keeps the rows that are finished; --resume goes on from there."""
+    """Run a benchmark on this machine. Ctrl-C keeps the rows that are finished; --resume goes on from there.
+
+    Exit status 1 when nothing could be measured.
+    """
     loaded = _extra("enginehouse.bench.suite", "bench").load_suite(suite)
     run_suite = _extra("enginehouse.bench.run", "bench").run_suite
     command = shlex.join(["enginehouse", *sys.argv[1:]])
 
-    async def measure() -> Any:
+    async def measure(progress: Lines) -> Any:
         async with context.asynchronous() as client:
-            return await run_suite(loaded, directory, client=client, resume=resume, progress=Lines(), command=command)
+            return await run_suite(loaded, directory, client=client, resume=resume, progress=progress, command=command)
 
-    summary = asyncio.run(measure())
+    with measuring() as progress:
+        summary = asyncio.run(measure(progress))
     if json:
         print_json(summary)
-    if summary.status == "interrupted":
-        raise typer.Exit(INTERRUPTED)
+    if summary.rows == 0:
+        raise typer.Exit(FAILURE)
 
 
 def _report(
@@ -85,28 +86,6 @@ def _demo(
 ) -> None:
     """Train, optimize, serve, benchmark and report on this machine."""
     _extra("enginehouse.demo.run", "demo").run(directory, suite=suite, keep=keep)
-
-
-class Lines:
-    """A run's course, a line for each row."""
-
-    def started(self, planned: int, done: int) -> None:
-        say(f"{planned} rows to measure" + (f", {done} measured before" if done else ""))
-
-    def phase(self, name: str) -> None:
-        say(name)
-
-    def window(self, lane: str, index: int, inferences_per_second: float) -> None:
-        return None
-
-    def row(self, row: Row) -> None:
-        say(f"  {row.lane}: {row.inferences_per_second:.4g} inferences/s" + ("" if row.stable else " (not stable)"))
-
-    def not_run(self, entry: NotRun) -> None:
-        say(f"  not run: {entry.lane}: {entry.reason}")
-
-    def finished(self, summary: RunSummary) -> None:
-        say(f"{summary.status}: {summary.rows} rows in {summary.directory}, {len(summary.not_run)} not run")
 
 
 def _extra(module: str, extra: str) -> Any:

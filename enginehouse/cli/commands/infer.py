@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,16 +89,19 @@ def read_inputs(texts: Sequence[str]) -> Any:
         path = Path(file if equals else text)
         try:
             loaded = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InvalidArgumentError(f"--input {text}: cannot read {path}: {error}") from None
-        if isinstance(loaded, np.ndarray):
-            if not equals and len(texts) == 1:
-                return loaded
-            if not equals:
-                raise InvalidArgumentError(f"--input {text}: give it a name, NAME={text}")
+            found = None if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files if k != "labels"}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InvalidArgumentError(
+                f"--input {text}: cannot read {path}: {error}; numpy.save and numpy.savez write what can be read"
+            ) from None
+        if found is not None:
+            arrays.update(found)
+        elif equals:
             arrays[name] = loaded
+        elif len(texts) == 1:
+            return loaded
         else:
-            arrays.update({key: loaded[key] for key in loaded.files if key != "labels"})
+            raise InvalidArgumentError(f"--input {text}: give it a name, NAME={text}")
     return arrays
 
 

@@ -19,7 +19,7 @@ from enginehouse.client.values import Calibration, Model, Synthetic, Target, Ver
 from enginehouse.errors import InvalidArgumentError, NotFoundError
 
 EPILOG = (
-    "Examples: enginehouse optimize net.onnx --precision fp32 --precision int8 --calibration-data data.npz; "
+    "Examples: enginehouse optimize net.keras --precision fp32 --precision int8 --calibration-data data.npz; "
     "enginehouse optimize resnet_v1_50 --precision int8 --synthetic 64 --method entropy --batch 1:8:32"
 )
 
@@ -50,7 +50,7 @@ def _optimize(
         str | None, typer.Option(help="A dataset's id, or an .npz file (uploaded first).")
     ] = None,
     synthetic: Annotated[int | None, typer.Option(min=1, help="Calibrate on so many made-up samples.")] = None,
-    distribution: Annotated[str, typer.Option(help="Of made-up samples: normal or uniform.")] = "normal",
+    distribution: Annotated[str, typer.Option(help="Of made-up samples: normal, uniform or images.")] = "normal",
     seed: Annotated[int, typer.Option(help="Of made-up samples, and of a zoo model's weights.")] = 0,
     method: Annotated[str, typer.Option(help="Calibration: entropy, max, percentile or mse.")] = "entropy",
     percentile: Annotated[float, typer.Option(help="For the method percentile.")] = 99.99,
@@ -61,7 +61,9 @@ def _optimize(
     verification_data: Annotated[
         str | None, typer.Option(help="Compare with FP32 on this dataset or .npz file.")
     ] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="Refuse engines below this fraction of FP32's.")] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="With labels, refuse engines below this fraction of FP32's top-1.")
+    ] = None,
     min_sqnr: Annotated[float | None, typer.Option(help="Without labels, refuse outputs below this many dB.")] = None,
     layout: Annotated[str, typer.Option(help="keep, or nchw for images channels first.")] = "keep",
     name: Annotated[str | None, typer.Option(help="The id of an uploaded file.")] = None,
@@ -78,6 +80,11 @@ def _optimize(
     ]
     if calibration_data is None and synthetic is None and any(t.precision in ("int8", "fp8") for t in targets):
         raise InvalidArgumentError("int8 and fp8 need calibration: give --calibration-data DATASET or --synthetic N")
+    if min_accuracy is not None and verification_data is None and calibration_data is None:
+        raise InvalidArgumentError(
+            "--min-accuracy needs labelled samples: give --verification-data (or --calibration-data); "
+            "--min-sqnr needs none"
+        )
     with connected() as client:
         calibration = None
         if calibration_data is not None or synthetic is not None:
@@ -91,11 +98,9 @@ def _optimize(
             )
         verification = None
         if verification_data is not None or min_accuracy is not None or min_sqnr is not None:
-            data = _dataset(client, verification_data)
             verification = VerificationSpec(
-                dataset=data,
-                # The thresholds alone still need something to measure on.
-                synthetic=None if data is not None else Synthetic(distribution, synthetic or 32, seed + 1),
+                # None is the server's choice: the calibration's data, else made-up samples.
+                dataset=_dataset(client, verification_data),
                 minimum_relative_accuracy=min_accuracy,
                 minimum_sqnr_db=min_sqnr,
             )

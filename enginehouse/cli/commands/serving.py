@@ -12,9 +12,9 @@ from enginehouse.cli.context import connected
 from enginehouse.cli.options import pairs
 from enginehouse.cli.output import Json, print_json, print_table, say
 from enginehouse.client import Client
-from enginehouse.client.values import Batching, Engine
+from enginehouse.client.values import Batching, Engine, ModelIndex
 from enginehouse.client.values.convert import id_of
-from enginehouse.errors import InvalidArgumentError, NotFoundError
+from enginehouse.errors import DeadlineExceededError, InvalidArgumentError, NotFoundError, UnavailableError
 
 Name = Annotated[str, typer.Argument(help="The name that clients use.", autocompletion=completion.served)]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for this client's inference process.")]
@@ -114,11 +114,20 @@ def _unload(name: Name, no_wait: NoWait = False, timeout: Timeout = 60.0) -> Non
     say(f"{name} is no longer served")
 
 
+def _index(client: Client) -> list[ModelIndex]:
+    """What the inference process has; what is to be served is worth showing without it."""
+    try:
+        return client.model_index()
+    except (UnavailableError, DeadlineExceededError) as error:
+        say(f"the states are unknown: {error.message}")
+        return []
+
+
 def _serving(json: Json = False) -> None:
     """List what is to be served, and what the inference process says of it."""
     with connected() as client:
         configs = client.serving.list()
-        states = {(entry.name, entry.version): entry for entry in client.model_index()} if configs else {}
+        states = {(entry.name, entry.version): entry for entry in _index(client)} if configs else {}
     if json:
         print_json({"configurations": configs, "index": list(states.values())})
         return

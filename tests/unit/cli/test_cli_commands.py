@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,11 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 from client_servers import PROJECT, Servers
+from rich.console import Console
 
+from enginehouse.bench.rows import Lane, NotRun
+from enginehouse.bench.seams import RunSummary
 from enginehouse.cli import completion, context
 from enginehouse.cli.commands.infer import random_inputs, summary
+from enginehouse.cli.measuring import measuring
 from enginehouse.cli.options import pairs, profile
-from enginehouse.cli.output import size
+from enginehouse.cli.output import print_json, size
 from enginehouse.client.values import BatchProfile, ModelSignature, TensorSpec
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
 from enginehouse.v1 import engines_pb2
@@ -177,6 +182,93 @@ def test_load_infer_unload(enginehouse: Any) -> None:
     assert "cannot read" in enginehouse("infer", "double", "--input", "none.npy").err
     assert enginehouse("unload", "double").status == 0
     assert enginehouse("unload", "double").status == 3
+
+
+def test_inputs_that_cannot_be_read_are_named(enginehouse: Any) -> None:
+    Path("empty.npy").touch()
+    Path("text.npz").write_text("no array")
+    Path("cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    np.savez("objects.npz", x=np.array([{}], dtype=object))
+    for name in ("empty.npy", "text.npz", "cut.npz", "objects.npz", "none.npy"):
+        done = enginehouse("infer", "double", "--input", name)
+        assert done.status == 2 and f"cannot read {name}" in done.err and "Traceback" not in done.err
+
+
+def test_json_stays_json_whatever_a_model_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"data": [1.0, float("nan"), -float("inf")]}, compact=True)
+    assert json.loads(capsys.readouterr().out, parse_constant=None) == {"data": [1.0, "NaN", "-Infinity"]}
+
+
+def test_what_is_to_be_served_is_shown_without_an_inference_process(enginehouse: Any) -> None:
+    assert enginehouse("load", "double", "e1").status == 0
+    shown = enginehouse("--inference", "127.0.0.1:1", "serving", "--json")
+    assert shown.status == 0 and "no server answers" in shown.err
+    assert [config["id"] for config in json.loads(shown.out)["configurations"]] == ["double"]
+
+
+def test_thresholds_apply_to_the_data_that_is_given(enginehouse: Any, servers: Servers) -> None:
+    _engine(servers)
+    np.savez("data.npz", x=np.zeros((4, 3), np.float32), labels=np.zeros(4, np.int64))
+    Path("net.keras").write_bytes(b"model")
+    options = ["--precision", "int8", "--calibration-data", "data.npz", "--min-accuracy", "0.9"]
+    assert enginehouse("optimize", "net.keras", *options).status == 0
+    (request,) = servers.optimizer.requests
+    assert request.verification.WhichOneof("data") is None and request.verification.minimum_relative_accuracy == 0.9
+    refused = enginehouse("optimize", "net", "--min-accuracy", "0.9")
+    assert refused.status == 2 and "needs labelled samples" in refused.err
+
+
+def test_examples_name_files_that_can_be_optimized(enginehouse: Any) -> None:
+    text = enginehouse("optimize", "--help").out
+    assert "net.keras" in text and ".onnx" not in text
+
+
+def test_completion_scripts_are_made(enginehouse: Any) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SHELL": "/bin/bash"}
+    code = "from enginehouse.cli.entry import main; main()"
+    command = [sys.executable, "-c", code, "--show-completion", "bash"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert shown.returncode == 0 and "complete" in shown.stdout and "enginehouse" in shown.stdout
+
+
+def _summary(rows: int) -> RunSummary:
+    return RunSummary(Path("r"), "complete", rows, rows, ())
+
+
+def test_a_benchmark_without_a_row_fails(enginehouse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rows, status in ((0, 1), (2, 0)):
+
+        async def run_suite(*_: Any, rows: int = rows, **__: Any) -> RunSummary:
+            return _summary(rows)
+
+        monkeypatch.setattr("enginehouse.bench.run.run_suite", run_suite)
+        done = enginehouse("bench", "run", "quick", "--out", "r", "--json")
+        assert done.status == status and json.loads(done.out)["rows"] == rows
+
+
+def test_a_benchmark_needs_an_optimizer(enginehouse: Any) -> None:
+    away = enginehouse("--optimizer", "127.0.0.1:1", "bench", "run", "quick", "--out", "results")
+    assert away.status == 4 and "no optimizer serves at 127.0.0.1:1" in away.err and not Path("results").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_benchmarks_course_is_drawn_on_a_terminal_and_told_elsewhere(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    lane = Lane("net", "onnxruntime-cpu-fp32", "onnxruntime", "FP32", "cpu", 1, "host")
+    with measuring(console) as progress:
+        progress.started(2, 0)
+        progress.phase("measure net batch 1")
+        progress.window(str(lane), 2, 1234.0)
+        drawn = Console(file=io.StringIO(), width=120)
+        drawn.print(progress if terminal else "")
+        progress.not_run(NotRun(lane, "no GPU", "2025-01-01T00:00:00Z"))
+        progress.finished(_summary(1))
+    told, now = console.file.getvalue(), drawn.file.getvalue()  # type: ignore[attr-defined]
+    assert "not run: net onnxruntime-cpu-fp32" in told and "complete: 1 rows" in told
+    if terminal:
+        assert "measure net batch 1" in now and "window 2, 1234 inferences/s" in now and "0/2" in now
+    else:
+        assert "2 rows to measure" in told and "measure net batch 1" in told and "window" not in told
 
 
 def test_load_takes_the_newest_engine_that_fits(enginehouse: Any, servers: Servers) -> None:

@@ -21,6 +21,7 @@ from enginehouse import (
     ServedVersion,
     ServingConfig,
 )
+from enginehouse.client import serving
 from enginehouse.client.serving import Edit, edited
 from enginehouse.errors import (
     DeadlineExceededError,
@@ -212,3 +213,14 @@ async def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
     async with AsyncClient(tls=TLS(ca=tmp_path / "none.pem")) as client:
         with pytest.raises(InvalidArgumentError, match=r"cannot read .*none\.pem"):
             await client.models.list()
+
+
+async def test_an_inference_process_that_is_away_is_not_waited_for_in_vain(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "AWAY_SECONDS", 0.2)
+    async with AsyncClient(servers.address, "127.0.0.1:1") as client:
+        with pytest.raises(UnavailableError, match=r"is stored, but .*no server answers at 127\.0\.0\.1:1"):
+            await client.load("m", "e", timeout=60)
+        assert (await client.serving.get("m")).newest is not None
+        await client.unload("m")
