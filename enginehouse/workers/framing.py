@@ -16,12 +16,16 @@ from enginehouse.errors import InternalError
 MAX_FRAME_BYTES = 64 << 20
 _LENGTH = struct.Struct("<I")
 
+# Made once: `json.dumps` with separators, and `json.loads` of bytes, make up their minds anew for each frame.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
 Frame = dict[str, Any]
 
 
 def encode(frame: Mapping[str, Any]) -> bytes:
     """A frame as it goes over the socket."""
-    body = json.dumps(frame, separators=(",", ":")).encode()
+    body = _encode(frame).encode()
     return _LENGTH.pack(len(body)) + body
 
 
@@ -64,10 +68,10 @@ class Decoder:
             raise InternalError(f"a worker's frame has {length} bytes: expected at most {MAX_FRAME_BYTES}")
         if len(self._buffer) < _LENGTH.size + length:
             return None
-        body = bytes(memoryview(self._buffer)[_LENGTH.size : _LENGTH.size + length])
+        body = self._buffer[_LENGTH.size : _LENGTH.size + length]
         del self._buffer[: _LENGTH.size + length]
         try:
-            frame = json.loads(body)
+            frame = _decode(body.decode())
         except ValueError as error:
             raise InternalError(f"a worker's frame is not JSON: {error}") from error
         if not isinstance(frame, dict):

@@ -9,11 +9,11 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginehouse.errors import InternalError, UnavailableError, error_for_name
+from enginehouse.errors import InternalError, UnavailableError
+from enginehouse.workers.calls import Calls
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.framing import Frame
 from enginehouse.workers.inputs import write_inputs
@@ -34,12 +34,6 @@ EXIT_SECONDS = 5.0
 RELEASES = 8
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    future: asyncio.Future[Frame]
-    segment: Segment | None
-
-
 class WorkerProcess:
     """A running worker. Make one with `await WorkerProcess.start(...)`.
 
@@ -52,13 +46,12 @@ class WorkerProcess:
         self._transport = transport
         self._tail = tail
         self._name = name
-        self._waiting: dict[int, _Waiting] = {}
-        self._next = 1
         # The worker's segments that we are done with, told with the next request.
         self._releases: list[int] = []
         self._gone: UnavailableError | None = None
         self._theirs = SegmentMap()
         self._pool = SegmentPool(self._announce, self._drop)
+        self._calls = Calls(transport.send, self._pool.release, self._discard)
         self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._watching: asyncio.Task[None] | None = None
         self.backends: Mapping[str, str] = {}
@@ -260,21 +253,7 @@ class WorkerProcess:
 
     async def _call(self, frame: Frame, segment: Segment | None = None) -> Frame:
         self._check()
-        identifier = self._next
-        self._next += 1
-        frame["id"] = identifier
-        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._waiting[identifier] = _Waiting(future, segment)
-        self._transport.send(frame)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            # The segment stays the worker's until it answers; `_answer` then finds nobody waiting.
-            if identifier in self._waiting and frame["type"] in ("infer", "measure"):
-                self._transport.send({"type": "cancel", "id": identifier})
-            elif future.done() and not future.cancelled() and future.exception() is None:
-                self._discard(future.result())
-            raise
+        return await self._calls.call(frame, segment)
 
     def _receive(self, frame: Frame, descriptor: int | None) -> None:
         kind = frame.get("type")
@@ -291,19 +270,8 @@ class WorkerProcess:
             self._answer(frame)
 
     def _answer(self, frame: Frame) -> None:
-        waiting = self._waiting.pop(frame.get("id") or 0, None)
-        if waiting is None:
-            if frame.get("type") == "error":
-                raise InternalError(f"the {self._name} could not understand a frame: {frame.get('message')}")
-            return
-        if waiting.segment is not None:
-            self._pool.release(waiting.segment)
-        if waiting.future.done():
-            self._discard(frame)
-        elif frame.get("type") == "error":
-            waiting.future.set_exception(error_for_name(str(frame.get("code")), str(frame.get("message"))))
-        else:
-            waiting.future.set_result(frame)
+        if not self._calls.answer(frame) and frame.get("type") == "error":
+            raise InternalError(f"the {self._name} could not understand a frame: {frame.get('message')}")
 
     def _discard(self, frame: Frame) -> None:
         """Free the outputs of a result that nobody waits for."""
@@ -345,10 +313,7 @@ class WorkerProcess:
         if not self._ready.done():
             self._ready.set_exception(self._gone)
             self._ready.exception()  # retrieved, also when nobody waits any more
-        waiting, self._waiting = self._waiting, {}
-        for item in waiting.values():
-            if not item.future.done():
-                item.future.set_exception(UnavailableError(text, retry_after_seconds=1.0))
+        self._calls.fail(lambda: UnavailableError(text, retry_after_seconds=1.0))
         self._pool.close()
         self._theirs.close()
         self.exited.set_result(status)

@@ -13,7 +13,8 @@ from typing import Any
 from enginehouse.errors import EnginehouseError
 from enginehouse.workers.framing import Decoder, Frame, encode, rights
 
-_CHUNK = 256 << 10
+# More is read in turns; a buffer of this size is made for each.
+_CHUNK = 64 << 10
 _ANCILLARY = socket.CMSG_SPACE(64 * 4)
 
 OnFrame = Callable[[Frame, int | None], None]
@@ -65,7 +66,9 @@ class Transport:
         while self._unsent:
             data, descriptor = self._unsent[0]
             try:
-                sent = self._socket.sendmsg([data], rights(descriptor) if descriptor is not None else [])
+                sent = (
+                    self._socket.send(data) if descriptor is None else self._socket.sendmsg([data], rights(descriptor))
+                )
             except BlockingIOError:
                 self._full = True
                 self._loop.add_writer(self._socket, self._writable)

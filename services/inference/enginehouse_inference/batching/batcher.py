@@ -185,9 +185,7 @@ class Batcher:
             self._free -= 1
             for part in batch.slices:
                 part.entry.item.started_ns = part.entry.item.started_ns or now
-            task = asyncio.create_task(self._execute(batch))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._running.add(asyncio.create_task(self._execute(batch)))
         self._set_timer(now)
         self._settle()
 

@@ -56,6 +56,7 @@ class InferenceMethods:
         async def read() -> None:
             iterator = requests.__aiter__()
             stopping = asyncio.create_task(self._stopping.wait())
+            upcoming: asyncio.Future[bytes] | None = None
             try:
                 while True:
                     await room.acquire()
@@ -76,6 +77,8 @@ class InferenceMethods:
                     answers.put_nowait(task)
             finally:
                 stopping.cancel()
+                if upcoming is not None:
+                    upcoming.cancel()
                 answers.put_nowait(None)
 
         reader = asyncio.create_task(read())

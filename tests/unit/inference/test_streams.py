@@ -1,0 +1,35 @@
+"""ModelStreamInfer, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from enginehouse_inference.models.catalog import Catalog
+from enginehouse_inference.protocol.regions import Regions
+from enginehouse_inference.service.inference import InferenceMethods
+from tritonclient.grpc import service_pb2
+
+
+def request(identifier: str) -> bytes:
+    return bytes(service_pb2.ModelInferRequest(model_name="m", id=identifier).SerializeToString())
+
+
+async def test_answers_come_in_order_and_nothing_waits_for_a_caller_who_has_gone() -> None:
+    left = asyncio.Event()
+
+    async def requests() -> AsyncIterator[bytes]:
+        try:
+            for number in range(5):
+                yield request(str(number))
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    stream = InferenceMethods(Catalog(), Regions(), 3).stream(requests(), None)
+    for number in range(5):
+        answer = service_pb2.ModelStreamInferResponse.FromString(await stream.__anext__())
+        assert answer.infer_response.id == str(number) and "no model" in answer.error_message
+    await stream.aclose()  # type: ignore[attr-defined]
+    await asyncio.wait_for(left.wait(), 5)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
