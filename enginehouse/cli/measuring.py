@@ -23,6 +23,7 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._told: set[tuple[str, str, str]] = set()
 
     def started(self, planned: int, done: int) -> None:
         self.say(f"{planned} rows to measure" + (f", {done} measured before" if done else ""))
@@ -39,7 +40,10 @@ class Lines:
         )
 
     def not_run(self, entry: NotRun) -> None:
-        self.say(f"  not run: {entry.lane}: {entry.reason}")
+        told = (entry.lane.model, entry.lane.mode, entry.reason)
+        if told not in self._told:  # once for all its batch sizes
+            self._told.add(told)
+            self.say(f"  not run: {entry.lane.model} {entry.lane.mode}: {entry.reason}")
 
     def finished(self, summary: RunSummary) -> None:
         self.say(f"{summary.status}: {summary.rows} rows in {summary.directory}, {len(summary.not_run)} not run")

@@ -28,6 +28,7 @@ from enginehouse.cli.watch import follow
 from enginehouse.demo.digits import Digits, load_digits
 from enginehouse.demo.files import write_files
 from enginehouse.demo.pictures import side_by_side
+from enginehouse.errors import AlreadyExistsError
 from enginehouse.local.plan import StackOptions
 from enginehouse.local.stack import down, up
 from enginehouse.report.write import ReportFiles, write_report
@@ -58,11 +59,14 @@ def run(directory: Path, *, suite: str = "quick", keep: bool = False, quiet: boo
         the report's files.
 
     Raises:
-        EnginehouseError: a step failed; its message says which and why. The services are stopped.
+        AlreadyExistsError: `directory` has something in it.
+        EnginehouseError: a step failed; its message says why. The services are stopped.
     """
     started = time.monotonic()
     show = Console(highlight=False, stderr=quiet)
     directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise AlreadyExistsError(f"{directory} has something in it: give --out a new or empty folder")
     home = directory / "stack"
     with _step(show, "0", "Start the optimizer, inference and telemetry services"):
         ports = dict.fromkeys(("optimizer", "inference", "telemetry"), 0)

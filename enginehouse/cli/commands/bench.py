@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,14 +79,20 @@ def _report(
 
 
 def _demo(
-    directory: Annotated[Path, typer.Option("--out", help="A new or empty folder for all that it makes.")] = Path(
-        "enginehouse-demo"
-    ),
+    directory: Annotated[
+        Path | None,
+        typer.Option("--out", help="A new or empty folder for all that it makes; enginehouse-results/demo-TIME."),
+    ] = None,
     suite: Annotated[str, typer.Option(help="The benchmark's suite.")] = "quick",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running.")] = False,
+    json: Json = False,
 ) -> None:
-    """Train, optimize, serve, benchmark and report on this machine."""
-    _extra("enginehouse.demo.run", "demo").run(directory, suite=suite, keep=keep)
+    """Train, optimize, serve, benchmark and report on this machine: the whole job in a few minutes."""
+    demo = _extra("enginehouse.demo.run", "demo")
+    chosen = directory or Path("enginehouse-results") / time.strftime("demo-%Y%m%d-%H%M%S")
+    files = demo.run(chosen, suite=suite, keep=keep, quiet=json)
+    if json:
+        print_json(files)
 
 
 def _extra(module: str, extra: str) -> Any:
