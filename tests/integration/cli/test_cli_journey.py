@@ -50,10 +50,14 @@ def run(home: Path) -> Iterator[Run]:
     call("status", status=1)
 
 
-def test_from_a_file_to_answers(run: Run, home: Path) -> None:
+@pytest.fixture(scope="module")
+def tiny(pytestconfig: pytest.Config) -> Path:
+    return tiny_model(pytestconfig)
+
+
+def test_from_a_file_to_answers(run: Run, tiny: Path) -> None:
     assert "runs already" in run("up", status=1).stderr
     assert all(service["serving"] for service in json.loads(run("status", "--json").stdout))
-    tiny = tiny_model(home.parent)
     optimized = run(
         *["optimize", str(tiny), "--precision", "fp32", "--precision", "int8"],
         *["--synthetic", "8", "--batch", "1:4:8", "--min-sqnr", "1", "--json"],
@@ -71,6 +75,34 @@ def test_from_a_file_to_answers(run: Run, home: Path) -> None:
     assert job["state"] == "succeeded" and run("jobs", "log", job["id"], "freeze").returncode == 0
     lines = run("telemetry", "--json", "--count", "2", "--period", "0.2").stdout.splitlines()
     assert len(lines) == 2 and json.loads(lines[0])["host"]
+
+
+# Of the same file, so that it is frozen and converted once for all tests here.
+SUITE = """
+name: tiny
+models: [{{name: tiny, file: {file}}}]
+modes: [onnxruntime-cpu-fp32, tensorrt-int8]
+batches: [1]
+scopes: [host, served]
+measure: {{warmup_seconds: 0, window_seconds: 0.1, max_windows: 3, max_seconds: 2}}
+calibration: {{synthetic: {{distribution: images, samples: 4}}}}
+"""
+
+
+def test_a_benchmark_and_its_report(run: Run, home: Path, tiny: Path) -> None:
+    suite = home.parent / "tiny.yaml"
+    suite.write_text(SUITE.format(file=tiny))
+    done = run("bench", "run", str(suite), "--out", "results", "--json")
+    summary = json.loads(done.stdout)
+    # Without a GPU one mode of two is not run, and says why.
+    assert summary["status"] == "complete" and summary["rows"] + len(summary["not_run"]) == 4 and summary["rows"] >= 2
+    assert "4 rows to measure" in done.stderr and "onnxruntime-cpu-fp32 cpu batch 1 host" in done.stderr
+    assert "holds results already" in run("bench", "run", str(suite), "--out", "results", status=1).stderr
+    again = json.loads(run("bench", "run", str(suite), "--out", "results", "--resume", "--json").stdout)
+    assert (again["rows"], again["new_rows"]) == (summary["rows"], 0)
+    files = json.loads(run("report", "results", "--json").stdout)
+    assert "onnxruntime-cpu-fp32" in (home.parent / files["html"]).read_text()
+    assert "nothing is served" in run("serving").stderr, "a benchmark takes back what it served"
 
 
 def test_an_interrupt_cancels_the_job(run: Run, home: Path) -> None:

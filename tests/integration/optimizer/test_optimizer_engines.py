@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from google.longrunning import operations_pb2
+from keras_files import keras_file
 from optimizer_process import FP32, INT8, ROOT, OptimizerProcess
 
 from enginehouse.artifacts import EngineManifest
@@ -42,23 +41,21 @@ def environments() -> WorkerEnvironments:
 
 
 @pytest.fixture
-def keras_file(environments: WorkerEnvironments, tmp_path: Path) -> bytes:
-    path = tmp_path / "tiny.keras"
-    python = str(environments.environment("tensorflow").python)
-    subprocess.run([python, "-c", MAKE_MODEL, str(path)], check=True, capture_output=True, timeout=120)
-    return path.read_bytes()
+def model_file(environments: WorkerEnvironments, pytestconfig: pytest.Config) -> bytes:
+    return keras_file(pytestconfig, environments, MAKE_MODEL, "strided.keras").read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_keras_model_becomes_engines(
-    environments: WorkerEnvironments, keras_file: bytes, start: Callable[..., OptimizerProcess]
+    environments: WorkerEnvironments, model_file: bytes, start: Callable[..., OptimizerProcess]
 ) -> None:
     server = start(
         ENGINEHOUSE_WORKERS=json.dumps({name: str(found.python) for name, found in environments.installed.items()}),
+        ENGINEHOUSE_ENVIRONMENT_STAGES='{"tensorflow": 2}',  # a network this small leaves room for two
         ENGINEHOUSE_WORKER_PATH=os.environ.get("ENGINEHOUSE_WORKER_PATH", str(ROOT / "worker")),
     )
-    model = server.model(keras_file)
+    model = server.model(model_file)
     targets = [
         pb.EngineTarget(backend=backend, precision=precision)
         for backend, precision in (("onnxruntime", FP32), ("onnxruntime", INT8), ("tensorflow", FP32))

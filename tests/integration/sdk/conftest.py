@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stack_world import running_stack, tiny_model
 
@@ -28,5 +29,5 @@ def client(stack: Path) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
+def tiny(pytestconfig: pytest.Config) -> Path:
+    return tiny_model(pytestconfig)

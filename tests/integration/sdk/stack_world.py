@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from keras_files import keras_file
 
 from enginehouse.errors import EnginehouseError
 from enginehouse.local.plan import StackOptions
@@ -36,12 +36,9 @@ def need_environments() -> WorkerEnvironments:
     return environments
 
 
-def tiny_model(folder: Path) -> Path:
+def tiny_model(config: pytest.Config) -> Path:
     """A .keras file: `images` FP32 [-1, 8, 8, 1] to `scores` FP32 [-1, 10]."""
-    path = folder / "tiny.keras"
-    python = need_environments().for_backend("tensorflow").python
-    subprocess.run([str(python), "-c", TINY, str(path)], check=True, capture_output=True)
-    return path
+    return keras_file(config, need_environments(), TINY, "tiny.keras")
 
 
 @contextmanager
