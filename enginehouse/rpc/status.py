@@ -12,6 +12,8 @@ from enginehouse.errors import EnginehouseError, UnavailableError, error_for
 
 DOMAIN = "enginehouse"
 DETAILS_KEY = "grpc-status-details-bin"
+# How gRPC says that no connection was made at all, as opposed to one that ended.
+UNREACHABLE = ("failed to connect", "dns resolution")
 
 
 def to_proto(error: EnginehouseError) -> status_pb2.Status:
@@ -58,7 +60,8 @@ def from_rpc_error(error: Any, *, target: str = "") -> EnginehouseError:
         if key == DETAILS_KEY:
             return from_proto(status_pb2.Status.FromString(value))
     code, message = error.code(), error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE and target and ("connect" in message.lower() or "dns" in message.lower()):
+    unreachable = any(sign in message.lower() for sign in UNREACHABLE)
+    if code is grpc.StatusCode.UNAVAILABLE and target and unreachable:
         return UnavailableError(
             f"no server answers at {target}: is it running, and is the address right? "
             f"(enginehouse up starts all three) [{message}]"
