@@ -14,7 +14,7 @@ SOURCES := enginehouse services worker tests benchmarks protos
 help:
 	@echo "make demo       install and run the whole job on this machine: train, optimize, serve, benchmark, report"
 	@echo "make test       install and run lint, unit, integration and worker tests"
-	@echo "make test-all   the same and the slow tests"
+	@echo "make test-all   the same and the slow tests, README's examples among them: about 15 minutes on 2 cores"
 	@echo "make install    install into $(VENV), with a worker environment for each backend"
 	@echo "make lint       ruff, mypy, generated code, proto compatibility"
 	@echo "make protos     generate the Python of protos/"
