@@ -78,7 +78,7 @@ def run(directory: Path, *, suite: str = "quick", keep: bool = False, quiet: boo
         if not keep:
             down(home)
     show.print()
-    show.print(f"[bold]Done in {_minutes(time.monotonic() - started)}.[/] Report: {report.html}")
+    show.print(f"[bold]Done in {_minutes(time.monotonic() - started)}.[/] Report: {report.html}", soft_wrap=True)
     if keep:
         show.print(f"The services still run: enginehouse --dir {shlex.quote(str(home))} status")
     return report
