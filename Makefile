@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation
 SERVICES := services/optimizer services/inference services/telemetry
 WORKERS := onnxruntime tensorflow
+# Which tests run; empty in test-all.
+MARKS := -m 'not slow'
 SOURCES := enginehouse services worker tests benchmarks protos
 
 .PHONY: help demo install install-dev test test-all test-unit test-integration test-worker lint format protos protos-check clean
@@ -60,20 +62,18 @@ $(VENV)/workers/%/.dev: $(VENV)/workers/%/.installed
 
 test: lint test-unit test-worker test-integration
 
-test-all: lint
-	$(BIN)/python -m pytest tests/unit tests/integration -n 2 --dist loadfile
-	$(VENV)/workers/onnxruntime/bin/python -m pytest -c worker/pyproject.toml tests/worker --ignore-glob='*test_tensorflow_*'
-	$(VENV)/workers/tensorflow/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorflow_*.py
+test-all:
+	@$(MAKE) --no-print-directory test MARKS=
 
 test-unit: install-dev
-	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile $(MARKS)
 
 test-integration: install-dev
-	$(BIN)/python -m pytest tests/integration -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest tests/integration -n 2 --dist loadfile $(MARKS)
 
 test-worker: install-dev
-	$(VENV)/workers/onnxruntime/bin/python -m pytest -c worker/pyproject.toml tests/worker -m 'not slow' --ignore-glob='*test_tensorflow_*'
-	$(VENV)/workers/tensorflow/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorflow_*.py -m 'not slow'
+	$(VENV)/workers/onnxruntime/bin/python -m pytest -c worker/pyproject.toml tests/worker $(MARKS) --ignore-glob='*test_tensorflow_*'
+	$(VENV)/workers/tensorflow/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorflow_*.py $(MARKS)
 
 lint: install-dev protos-check
 	$(BIN)/ruff check $(SOURCES)

@@ -101,10 +101,6 @@ class Jobs:
             _job(row) for row in self._database.rows("SELECT * FROM jobs WHERE state IN (?, ?) ORDER BY number", LIVE)
         ]
 
-    def queued_count(self) -> int:
-        row = self._database.row("SELECT COUNT(*) AS n FROM jobs WHERE state=?", (pb.JOB_STATE_QUEUED,))
-        return int(row["n"]) if row else 0
-
     def uses_model(self, project: str, model: str) -> bool:
         """Whether a live job optimizes that model."""
         row = self._database.row(
