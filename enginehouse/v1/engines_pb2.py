@@ -28,7 +28,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65nginehouse/v1/engines.proto\x12\x0e\x65nginehouse.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"5\n\x0c\x42\x61tchProfile\x12\x0b\n\x03min\x18\x01 \x01(\x05\x12\x0b\n\x03opt\x18\x02 \x01(\x05\x12\x0b\n\x03max\x18\x03 \x01(\x05\"[\n\x06\x44\x65vice\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07product\x18\x02 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\x03 \x01(\t\x12\x16\n\x0e\x64river_version\x18\x04 \x01(\t\">\n\nEngineFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\xb7\x02\n\x0cVerification\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x11\n\x04top1\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04top5\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0ereference_top1\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0ereference_top5\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x14\n\x07sqnr_db\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x13\n\x06\x63osine\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x1b\n\x0etop1_agreement\x18\t \x01(\x01H\x06\x88\x01\x01\x42\x07\n\x05_top1B\x07\n\x05_top5B\x11\n\x0f_reference_top1B\x11\n\x0f_reference_top5B\n\n\x08_sqnr_dbB\t\n\x07_cosineB\x11\n\x0f_top1_agreement\"\xb0\x05\n\x06\x45ngine\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x1a\n\x12\x63\x61libration_digest\x18\x05 \x01(\t\x12,\n\tprecision\x18\x06 \x01(\x0e\x32\x19.enginehouse.v1.Precision\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x08 \x01(\t\x12&\n\x06\x64\x65vice\x18\t \x01(\x0b\x32\x16.enginehouse.v1.Device\x12-\n\x07profile\x18\n \x01(\x0b\x32\x1c.enginehouse.v1.BatchProfile\x12*\n\x06inputs\x18\x0b \x03(\x0b\x32\x1a.enginehouse.v1.TensorSpec\x12+\n\x07outputs\x18\x0c \x03(\x0b\x32\x1a.enginehouse.v1.TensorSpec\x12\x0f\n\x07\x62\x61tched\x18\r \x01(\x08\x12\x16\n\x0emax_batch_size\x18\x0e \x01(\x05\x12\x32\n\x0cverification\x18\x0f \x01(\x0b\x32\x1c.enginehouse.v1.Verification\x12)\n\x05\x66iles\x18\x10 \x03(\x0b\x32\x1a.enginehouse.v1.EngineFile\x12\x17\n\x0fmanifest_digest\x18\x11 \x01(\t\x12\x18\n\x10\x62uild_log_digest\x18\x12 \x01(\t\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x14 \x01(\x03:<\xea\x41\x39\n\x12\x65nginehouse/Engine\x12#projects/{project}/engines/{engine}\"&\n\x10GetEngineRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x9f\x01\n\x12ListEnginesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12,\n\tprecision\x18\x06 \x01(\x0e\x32\x19.enginehouse.v1.Precision\"W\n\x13ListEnginesResponse\x12\'\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x16.enginehouse.v1.Engine\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x13\x44\x65leteEngineRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02*\x9d\x01\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_FP32\x10\x01\x12\x12\n\x0ePRECISION_TF32\x10\x02\x12\x12\n\x0ePRECISION_FP16\x10\x03\x12\x12\n\x0ePRECISION_BF16\x10\x04\x12\x12\n\x0ePRECISION_INT8\x10\x05\x12\x11\n\rPRECISION_FP8\x10\x06\x32\xf5\x01\n\x07\x45ngines\x12\x45\n\tGetEngine\x12 .enginehouse.v1.GetEngineRequest\x1a\x16.enginehouse.v1.Engine\x12V\n\x0bListEngines\x12\".enginehouse.v1.ListEnginesRequest\x1a#.enginehouse.v1.ListEnginesResponse\x12K\n\x0c\x44\x65leteEngine\x12#.enginehouse.v1.DeleteEngineRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65nginehouse/v1/engines.proto\x12\x0e\x65nginehouse.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"5\n\x0c\x42\x61tchProfile\x12\x0b\n\x03min\x18\x01 \x01(\x05\x12\x0b\n\x03opt\x18\x02 \x01(\x05\x12\x0b\n\x03max\x18\x03 \x01(\x05\"[\n\x06\x44\x65vice\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07product\x18\x02 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\x03 \x01(\t\x12\x16\n\x0e\x64river_version\x18\x04 \x01(\t\">\n\nEngineFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\xb7\x02\n\x0cVerification\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x11\n\x04top1\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04top5\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0ereference_top1\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0ereference_top5\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x14\n\x07sqnr_db\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x13\n\x06\x63osine\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x1b\n\x0etop1_agreement\x18\t \x01(\x01H\x06\x88\x01\x01\x42\x07\n\x05_top1B\x07\n\x05_top5B\x11\n\x0f_reference_top1B\x11\n\x0f_reference_top5B\n\n\x08_sqnr_dbB\t\n\x07_cosineB\x11\n\x0f_top1_agreement\"\x8a\x06\n\x06\x45ngine\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x1a\n\x12\x63\x61libration_digest\x18\x05 \x01(\t\x12,\n\tprecision\x18\x06 \x01(\x0e\x32\x19.enginehouse.v1.Precision\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x08 \x01(\t\x12&\n\x06\x64\x65vice\x18\t \x01(\x0b\x32\x16.enginehouse.v1.Device\x12-\n\x07profile\x18\n \x01(\x0b\x32\x1c.enginehouse.v1.BatchProfile\x12*\n\x06inputs\x18\x0b \x03(\x0b\x32\x1a.enginehouse.v1.TensorSpec\x12+\n\x07outputs\x18\x0c \x03(\x0b\x32\x1a.enginehouse.v1.TensorSpec\x12\x0f\n\x07\x62\x61tched\x18\r \x01(\x08\x12\x16\n\x0emax_batch_size\x18\x0e \x01(\x05\x12\x32\n\x0cverification\x18\x0f \x01(\x0b\x32\x1c.enginehouse.v1.Verification\x12)\n\x05\x66iles\x18\x10 \x03(\x0b\x32\x1a.enginehouse.v1.EngineFile\x12\x17\n\x0fmanifest_digest\x18\x11 \x01(\t\x12\x18\n\x10\x62uild_log_digest\x18\x12 \x01(\t\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x14 \x01(\x03\x12\x1a\n\x12sensitivity_digest\x18\x15 \x01(\t\x12\x15\n\rlayers_digest\x18\x16 \x01(\t\x12\x0e\n\x06pinned\x18\x17 \x01(\x08\x12\x15\n\x07\x61liases\x18\x18 \x03(\tB\x04\xe2\x41\x01\x03:<\xea\x41\x39\n\x12\x65nginehouse/Engine\x12#projects/{project}/engines/{engine}\"\xc1\x01\n\x05\x41lias\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06\x65ngine\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x35\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:I\xea\x41\x46\n\x11\x65nginehouse/Alias\x12\x31projects/{project}/models/{model}/aliases/{alias}\"&\n\x10GetEngineRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xaf\x01\n\x12ListEnginesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12,\n\tprecision\x18\x06 \x01(\x0e\x32\x19.enginehouse.v1.Precision\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\"W\n\x13ListEnginesResponse\x12\'\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x16.enginehouse.v1.Engine\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x13\x44\x65leteEngineRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"6\n\x10PinEngineRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\\\n\x13ImportEngineRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1d\n\x0fmanifest_digest\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x10\n\x08model_id\x18\x03 \x01(\t\"=\n\x0fSetAliasRequest\x12*\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x15.enginehouse.v1.AliasB\x04\xe2\x41\x01\x02\"%\n\x0fGetAliasRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"Q\n\x12ListAliasesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x13ListAliasesResponse\x12&\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x15.enginehouse.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x12\x44\x65leteAliasRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02*\x9d\x01\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_FP32\x10\x01\x12\x12\n\x0ePRECISION_TF32\x10\x02\x12\x12\n\x0ePRECISION_FP16\x10\x03\x12\x12\n\x0ePRECISION_BF16\x10\x04\x12\x12\n\x0ePRECISION_INT8\x10\x05\x12\x11\n\rPRECISION_FP8\x10\x06\x32\xb4\x05\n\x07\x45ngines\x12\x45\n\tGetEngine\x12 .enginehouse.v1.GetEngineRequest\x1a\x16.enginehouse.v1.Engine\x12V\n\x0bListEngines\x12\".enginehouse.v1.ListEnginesRequest\x1a#.enginehouse.v1.ListEnginesResponse\x12K\n\x0c\x44\x65leteEngine\x12#.enginehouse.v1.DeleteEngineRequest\x1a\x16.google.protobuf.Empty\x12\x45\n\tPinEngine\x12 .enginehouse.v1.PinEngineRequest\x1a\x16.enginehouse.v1.Engine\x12K\n\x0cImportEngine\x12#.enginehouse.v1.ImportEngineRequest\x1a\x16.enginehouse.v1.Engine\x12\x42\n\x08SetAlias\x12\x1f.enginehouse.v1.SetAliasRequest\x1a\x15.enginehouse.v1.Alias\x12\x42\n\x08GetAlias\x12\x1f.enginehouse.v1.GetAliasRequest\x1a\x15.enginehouse.v1.Alias\x12V\n\x0bListAliases\x12\".enginehouse.v1.ListAliasesRequest\x1a#.enginehouse.v1.ListAliasesResponse\x12I\n\x0b\x44\x65leteAlias\x12\".enginehouse.v1.DeleteAliasRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,16 +37,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENGINE'].fields_by_name['name']._loaded_options = None
   _globals['_ENGINE'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_ENGINE'].fields_by_name['aliases']._loaded_options = None
+  _globals['_ENGINE'].fields_by_name['aliases']._serialized_options = b'\342A\001\003'
   _globals['_ENGINE']._loaded_options = None
   _globals['_ENGINE']._serialized_options = b'\352A9\n\022enginehouse/Engine\022#projects/{project}/engines/{engine}'
+  _globals['_ALIAS'].fields_by_name['name']._loaded_options = None
+  _globals['_ALIAS'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_ALIAS'].fields_by_name['engine']._loaded_options = None
+  _globals['_ALIAS'].fields_by_name['engine']._serialized_options = b'\342A\001\002'
+  _globals['_ALIAS'].fields_by_name['update_time']._loaded_options = None
+  _globals['_ALIAS'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_ALIAS']._loaded_options = None
+  _globals['_ALIAS']._serialized_options = b'\352AF\n\021enginehouse/Alias\0221projects/{project}/models/{model}/aliases/{alias}'
   _globals['_GETENGINEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETENGINEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_LISTENGINESREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTENGINESREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
   _globals['_DELETEENGINEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEENGINEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
-  _globals['_PRECISION']._serialized_start=1780
-  _globals['_PRECISION']._serialized_end=1937
+  _globals['_PINENGINEREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_PINENGINEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_IMPORTENGINEREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_IMPORTENGINEREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
+  _globals['_IMPORTENGINEREQUEST'].fields_by_name['manifest_digest']._loaded_options = None
+  _globals['_IMPORTENGINEREQUEST'].fields_by_name['manifest_digest']._serialized_options = b'\342A\001\002'
+  _globals['_SETALIASREQUEST'].fields_by_name['alias']._loaded_options = None
+  _globals['_SETALIASREQUEST'].fields_by_name['alias']._serialized_options = b'\342A\001\002'
+  _globals['_GETALIASREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETALIASREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_LISTALIASESREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTALIASESREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
+  _globals['_DELETEALIASREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DELETEALIASREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_PRECISION']._serialized_start=2547
+  _globals['_PRECISION']._serialized_end=2704
   _globals['_TENSORSPEC']._serialized_start=170
   _globals['_TENSORSPEC']._serialized_end=226
   _globals['_BATCHPROFILE']._serialized_start=228
@@ -58,15 +82,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFICATION']._serialized_start=441
   _globals['_VERIFICATION']._serialized_end=752
   _globals['_ENGINE']._serialized_start=755
-  _globals['_ENGINE']._serialized_end=1443
-  _globals['_GETENGINEREQUEST']._serialized_start=1445
-  _globals['_GETENGINEREQUEST']._serialized_end=1483
-  _globals['_LISTENGINESREQUEST']._serialized_start=1486
-  _globals['_LISTENGINESREQUEST']._serialized_end=1645
-  _globals['_LISTENGINESRESPONSE']._serialized_start=1647
-  _globals['_LISTENGINESRESPONSE']._serialized_end=1734
-  _globals['_DELETEENGINEREQUEST']._serialized_start=1736
-  _globals['_DELETEENGINEREQUEST']._serialized_end=1777
-  _globals['_ENGINES']._serialized_start=1940
-  _globals['_ENGINES']._serialized_end=2185
+  _globals['_ENGINE']._serialized_end=1533
+  _globals['_ALIAS']._serialized_start=1536
+  _globals['_ALIAS']._serialized_end=1729
+  _globals['_GETENGINEREQUEST']._serialized_start=1731
+  _globals['_GETENGINEREQUEST']._serialized_end=1769
+  _globals['_LISTENGINESREQUEST']._serialized_start=1772
+  _globals['_LISTENGINESREQUEST']._serialized_end=1947
+  _globals['_LISTENGINESRESPONSE']._serialized_start=1949
+  _globals['_LISTENGINESRESPONSE']._serialized_end=2036
+  _globals['_DELETEENGINEREQUEST']._serialized_start=2038
+  _globals['_DELETEENGINEREQUEST']._serialized_end=2079
+  _globals['_PINENGINEREQUEST']._serialized_start=2081
+  _globals['_PINENGINEREQUEST']._serialized_end=2135
+  _globals['_IMPORTENGINEREQUEST']._serialized_start=2137
+  _globals['_IMPORTENGINEREQUEST']._serialized_end=2229
+  _globals['_SETALIASREQUEST']._serialized_start=2231
+  _globals['_SETALIASREQUEST']._serialized_end=2292
+  _globals['_GETALIASREQUEST']._serialized_start=2294
+  _globals['_GETALIASREQUEST']._serialized_end=2331
+  _globals['_LISTALIASESREQUEST']._serialized_start=2333
+  _globals['_LISTALIASESREQUEST']._serialized_end=2414
+  _globals['_LISTALIASESRESPONSE']._serialized_start=2416
+  _globals['_LISTALIASESRESPONSE']._serialized_end=2502
+  _globals['_DELETEALIASREQUEST']._serialized_start=2504
+  _globals['_DELETEALIASREQUEST']._serialized_end=2544
+  _globals['_ENGINES']._serialized_start=2707
+  _globals['_ENGINES']._serialized_end=3399
 # @@protoc_insertion_point(module_scope)

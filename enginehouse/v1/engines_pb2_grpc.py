@@ -52,6 +52,36 @@ class EnginesStub(object):
                 request_serializer=enginehouse_dot_v1_dot_engines__pb2.DeleteEngineRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.PinEngine = channel.unary_unary(
+                '/enginehouse.v1.Engines/PinEngine',
+                request_serializer=enginehouse_dot_v1_dot_engines__pb2.PinEngineRequest.SerializeToString,
+                response_deserializer=enginehouse_dot_v1_dot_engines__pb2.Engine.FromString,
+                _registered_method=True)
+        self.ImportEngine = channel.unary_unary(
+                '/enginehouse.v1.Engines/ImportEngine',
+                request_serializer=enginehouse_dot_v1_dot_engines__pb2.ImportEngineRequest.SerializeToString,
+                response_deserializer=enginehouse_dot_v1_dot_engines__pb2.Engine.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/enginehouse.v1.Engines/SetAlias',
+                request_serializer=enginehouse_dot_v1_dot_engines__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=enginehouse_dot_v1_dot_engines__pb2.Alias.FromString,
+                _registered_method=True)
+        self.GetAlias = channel.unary_unary(
+                '/enginehouse.v1.Engines/GetAlias',
+                request_serializer=enginehouse_dot_v1_dot_engines__pb2.GetAliasRequest.SerializeToString,
+                response_deserializer=enginehouse_dot_v1_dot_engines__pb2.Alias.FromString,
+                _registered_method=True)
+        self.ListAliases = channel.unary_unary(
+                '/enginehouse.v1.Engines/ListAliases',
+                request_serializer=enginehouse_dot_v1_dot_engines__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=enginehouse_dot_v1_dot_engines__pb2.ListAliasesResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/enginehouse.v1.Engines/DeleteAlias',
+                request_serializer=enginehouse_dot_v1_dot_engines__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class EnginesServicer(object):
@@ -72,6 +102,47 @@ class EnginesServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEngine(self, request, context):
+        """FAILED_PRECONDITION while a serving configuration or an alias names it, or while it is pinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinEngine(self, request, context):
+        """A pinned engine can neither be deleted nor collected as garbage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportEngine(self, request, context):
+        """Publishes an engine exported elsewhere: its files and its manifest are blobs of the project already.
+        DATA_LOSS: the manifest does not fit its files. FAILED_PRECONDITION: a file was not uploaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Makes an alias, or moves it. Serving configurations that name it follow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAlias(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliases(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
         """FAILED_PRECONDITION while a serving configuration names it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -94,6 +165,36 @@ def add_EnginesServicer_to_server(servicer, server):
             'DeleteEngine': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteEngine,
                     request_deserializer=enginehouse_dot_v1_dot_engines__pb2.DeleteEngineRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'PinEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinEngine,
+                    request_deserializer=enginehouse_dot_v1_dot_engines__pb2.PinEngineRequest.FromString,
+                    response_serializer=enginehouse_dot_v1_dot_engines__pb2.Engine.SerializeToString,
+            ),
+            'ImportEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportEngine,
+                    request_deserializer=enginehouse_dot_v1_dot_engines__pb2.ImportEngineRequest.FromString,
+                    response_serializer=enginehouse_dot_v1_dot_engines__pb2.Engine.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=enginehouse_dot_v1_dot_engines__pb2.SetAliasRequest.FromString,
+                    response_serializer=enginehouse_dot_v1_dot_engines__pb2.Alias.SerializeToString,
+            ),
+            'GetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAlias,
+                    request_deserializer=enginehouse_dot_v1_dot_engines__pb2.GetAliasRequest.FromString,
+                    response_serializer=enginehouse_dot_v1_dot_engines__pb2.Alias.SerializeToString,
+            ),
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=enginehouse_dot_v1_dot_engines__pb2.ListAliasesRequest.FromString,
+                    response_serializer=enginehouse_dot_v1_dot_engines__pb2.ListAliasesResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=enginehouse_dot_v1_dot_engines__pb2.DeleteAliasRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
@@ -179,6 +280,168 @@ class Engines(object):
             target,
             '/enginehouse.v1.Engines/DeleteEngine',
             enginehouse_dot_v1_dot_engines__pb2.DeleteEngineRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.Engines/PinEngine',
+            enginehouse_dot_v1_dot_engines__pb2.PinEngineRequest.SerializeToString,
+            enginehouse_dot_v1_dot_engines__pb2.Engine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.Engines/ImportEngine',
+            enginehouse_dot_v1_dot_engines__pb2.ImportEngineRequest.SerializeToString,
+            enginehouse_dot_v1_dot_engines__pb2.Engine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.Engines/SetAlias',
+            enginehouse_dot_v1_dot_engines__pb2.SetAliasRequest.SerializeToString,
+            enginehouse_dot_v1_dot_engines__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.Engines/GetAlias',
+            enginehouse_dot_v1_dot_engines__pb2.GetAliasRequest.SerializeToString,
+            enginehouse_dot_v1_dot_engines__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.Engines/ListAliases',
+            enginehouse_dot_v1_dot_engines__pb2.ListAliasesRequest.SerializeToString,
+            enginehouse_dot_v1_dot_engines__pb2.ListAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.Engines/DeleteAlias',
+            enginehouse_dot_v1_dot_engines__pb2.DeleteAliasRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -39,6 +39,18 @@ class EnginesStub:
     GetEngine: _grpc.UnaryUnaryMultiCallable[_engines_pb2.GetEngineRequest, _engines_pb2.Engine]
     ListEngines: _grpc.UnaryUnaryMultiCallable[_engines_pb2.ListEnginesRequest, _engines_pb2.ListEnginesResponse]
     DeleteEngine: _grpc.UnaryUnaryMultiCallable[_engines_pb2.DeleteEngineRequest, _empty_pb2.Empty]
+    """FAILED_PRECONDITION while a serving configuration or an alias names it, or while it is pinned."""
+    PinEngine: _grpc.UnaryUnaryMultiCallable[_engines_pb2.PinEngineRequest, _engines_pb2.Engine]
+    """A pinned engine can neither be deleted nor collected as garbage."""
+    ImportEngine: _grpc.UnaryUnaryMultiCallable[_engines_pb2.ImportEngineRequest, _engines_pb2.Engine]
+    """Publishes an engine exported elsewhere: its files and its manifest are blobs of the project already.
+    DATA_LOSS: the manifest does not fit its files. FAILED_PRECONDITION: a file was not uploaded.
+    """
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_engines_pb2.SetAliasRequest, _engines_pb2.Alias]
+    """Makes an alias, or moves it. Serving configurations that name it follow."""
+    GetAlias: _grpc.UnaryUnaryMultiCallable[_engines_pb2.GetAliasRequest, _engines_pb2.Alias]
+    ListAliases: _grpc.UnaryUnaryMultiCallable[_engines_pb2.ListAliasesRequest, _engines_pb2.ListAliasesResponse]
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_engines_pb2.DeleteAliasRequest, _empty_pb2.Empty]
     """FAILED_PRECONDITION while a serving configuration names it."""
 
 @_typing.type_check_only
@@ -51,6 +63,18 @@ class EnginesAsyncStub(EnginesStub):
     GetEngine: _aio.UnaryUnaryMultiCallable[_engines_pb2.GetEngineRequest, _engines_pb2.Engine]  # type: ignore[assignment]
     ListEngines: _aio.UnaryUnaryMultiCallable[_engines_pb2.ListEnginesRequest, _engines_pb2.ListEnginesResponse]  # type: ignore[assignment]
     DeleteEngine: _aio.UnaryUnaryMultiCallable[_engines_pb2.DeleteEngineRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """FAILED_PRECONDITION while a serving configuration or an alias names it, or while it is pinned."""
+    PinEngine: _aio.UnaryUnaryMultiCallable[_engines_pb2.PinEngineRequest, _engines_pb2.Engine]  # type: ignore[assignment]
+    """A pinned engine can neither be deleted nor collected as garbage."""
+    ImportEngine: _aio.UnaryUnaryMultiCallable[_engines_pb2.ImportEngineRequest, _engines_pb2.Engine]  # type: ignore[assignment]
+    """Publishes an engine exported elsewhere: its files and its manifest are blobs of the project already.
+    DATA_LOSS: the manifest does not fit its files. FAILED_PRECONDITION: a file was not uploaded.
+    """
+    SetAlias: _aio.UnaryUnaryMultiCallable[_engines_pb2.SetAliasRequest, _engines_pb2.Alias]  # type: ignore[assignment]
+    """Makes an alias, or moves it. Serving configurations that name it follow."""
+    GetAlias: _aio.UnaryUnaryMultiCallable[_engines_pb2.GetAliasRequest, _engines_pb2.Alias]  # type: ignore[assignment]
+    ListAliases: _aio.UnaryUnaryMultiCallable[_engines_pb2.ListAliasesRequest, _engines_pb2.ListAliasesResponse]  # type: ignore[assignment]
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_engines_pb2.DeleteAliasRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """FAILED_PRECONDITION while a serving configuration names it."""
 
 class EnginesServicer(metaclass=_abc_1.ABCMeta):
@@ -76,6 +100,54 @@ class EnginesServicer(metaclass=_abc_1.ABCMeta):
     def DeleteEngine(
         self,
         request: _engines_pb2.DeleteEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """FAILED_PRECONDITION while a serving configuration or an alias names it, or while it is pinned."""
+
+    @_abc_1.abstractmethod
+    def PinEngine(
+        self,
+        request: _engines_pb2.PinEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engines_pb2.Engine, _abc.Awaitable[_engines_pb2.Engine]]:
+        """A pinned engine can neither be deleted nor collected as garbage."""
+
+    @_abc_1.abstractmethod
+    def ImportEngine(
+        self,
+        request: _engines_pb2.ImportEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engines_pb2.Engine, _abc.Awaitable[_engines_pb2.Engine]]:
+        """Publishes an engine exported elsewhere: its files and its manifest are blobs of the project already.
+        DATA_LOSS: the manifest does not fit its files. FAILED_PRECONDITION: a file was not uploaded.
+        """
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _engines_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engines_pb2.Alias, _abc.Awaitable[_engines_pb2.Alias]]:
+        """Makes an alias, or moves it. Serving configurations that name it follow."""
+
+    @_abc_1.abstractmethod
+    def GetAlias(
+        self,
+        request: _engines_pb2.GetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engines_pb2.Alias, _abc.Awaitable[_engines_pb2.Alias]]: ...
+
+    @_abc_1.abstractmethod
+    def ListAliases(
+        self,
+        request: _engines_pb2.ListAliasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engines_pb2.ListAliasesResponse, _abc.Awaitable[_engines_pb2.ListAliasesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _engines_pb2.DeleteAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """FAILED_PRECONDITION while a serving configuration names it."""

@@ -28,7 +28,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65nginehouse/v1/models.proto\x12\x0e\x65nginehouse.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\tZooSource\x12\x1a\n\x0c\x61rchitecture\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04seed\x18\x02 \x01(\x03\"\xa3\x03\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12+\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1b.enginehouse.v1.ModelFormat\x12\x0e\n\x04\x62lob\x18\x03 \x01(\tH\x00\x12(\n\x03zoo\x18\x04 \x01(\x0b\x32\x19.enginehouse.v1.ZooSourceH\x00\x12\x11\n\tfile_name\x18\x05 \x01(\t\x12\x14\n\x06\x64igest\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x31\n\x06labels\x18\t \x03(\x0b\x32!.enginehouse.v1.Model.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:9\xea\x41\x36\n\x11\x65nginehouse/Model\x12!projects/{project}/models/{model}B\x08\n\x06source\"\x85\x01\n\x12\x43reateModelRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08model_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12*\n\x05model\x18\x03 \x01(\x0b\x32\x15.enginehouse.v1.ModelB\x04\xe2\x41\x01\x02\x12\x15\n\rallow_replace\x18\x04 \x01(\x08\"%\n\x0fGetModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"P\n\x11ListModelsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.enginehouse.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x12\x44\x65leteModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xe9\x02\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x12\n\x04\x62lob\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tfile_name\x18\x03 \x01(\t\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07samples\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08labelled\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x33\n\x06labels\x18\x08 \x03(\x0b\x32#.enginehouse.v1.Dataset.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:?\xea\x41<\n\x13\x65nginehouse/Dataset\x12%projects/{project}/datasets/{dataset}\"\x8d\x01\n\x14\x43reateDatasetRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\ndataset_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12.\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x17.enginehouse.v1.DatasetB\x04\xe2\x41\x01\x02\x12\x15\n\rallow_replace\x18\x04 \x01(\x08\"\'\n\x11GetDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"R\n\x13ListDatasetsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x14ListDatasetsResponse\x12)\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x17.enginehouse.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02*\xca\x01\n\x0bModelFormat\x12\x1c\n\x18MODEL_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_FORMAT_KERAS\x10\x01\x12\x1b\n\x17MODEL_FORMAT_KERAS_HDF5\x10\x02\x12\x1c\n\x18MODEL_FORMAT_SAVED_MODEL\x10\x03\x12\x1d\n\x19MODEL_FORMAT_FROZEN_GRAPH\x10\x04\x12\x15\n\x11MODEL_FORMAT_ONNX\x10\x05\x12\x14\n\x10MODEL_FORMAT_ZOO\x10\x06\x32\xfa\x04\n\x06Models\x12H\n\x0b\x43reateModel\x12\".enginehouse.v1.CreateModelRequest\x1a\x15.enginehouse.v1.Model\x12\x42\n\x08GetModel\x12\x1f.enginehouse.v1.GetModelRequest\x1a\x15.enginehouse.v1.Model\x12S\n\nListModels\x12!.enginehouse.v1.ListModelsRequest\x1a\".enginehouse.v1.ListModelsResponse\x12I\n\x0b\x44\x65leteModel\x12\".enginehouse.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\x12N\n\rCreateDataset\x12$.enginehouse.v1.CreateDatasetRequest\x1a\x17.enginehouse.v1.Dataset\x12H\n\nGetDataset\x12!.enginehouse.v1.GetDatasetRequest\x1a\x17.enginehouse.v1.Dataset\x12Y\n\x0cListDatasets\x12#.enginehouse.v1.ListDatasetsRequest\x1a$.enginehouse.v1.ListDatasetsResponse\x12M\n\rDeleteDataset\x12$.enginehouse.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65nginehouse/v1/models.proto\x12\x0e\x65nginehouse.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"W\n\tZooSource\x12\x1a\n\x0c\x61rchitecture\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04seed\x18\x02 \x01(\x03\x12\x0f\n\x07weights\x18\x03 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x04 \x01(\x05\"k\n\rPreprocessing\x12\x0c\n\x04mean\x18\x01 \x03(\x01\x12\x11\n\tdeviation\x18\x02 \x03(\x01\x12\x0b\n\x03\x62gr\x18\x03 \x01(\x08\x12\x18\n\x10\x63\x65ntral_fraction\x18\x04 \x01(\x01\x12\x12\n\nresampling\x18\x05 \x01(\t\"C\n\rImportOptions\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\x0f\n\x07outputs\x18\x02 \x03(\t\x12\x11\n\tsignature\x18\x03 \x01(\t\"\x90\x04\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12+\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1b.enginehouse.v1.ModelFormat\x12\x0e\n\x04\x62lob\x18\x03 \x01(\tH\x00\x12(\n\x03zoo\x18\x04 \x01(\x0b\x32\x19.enginehouse.v1.ZooSourceH\x00\x12\x11\n\tfile_name\x18\x05 \x01(\t\x12\x14\n\x06\x64igest\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x31\n\x06labels\x18\t \x03(\x0b\x32!.enginehouse.v1.Model.LabelsEntry\x12\x34\n\rpreprocessing\x18\n \x01(\x0b\x32\x1d.enginehouse.v1.Preprocessing\x12\x35\n\x0eimport_options\x18\x0b \x01(\x0b\x32\x1d.enginehouse.v1.ImportOptions\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:9\xea\x41\x36\n\x11\x65nginehouse/Model\x12!projects/{project}/models/{model}B\x08\n\x06source\"\x85\x01\n\x12\x43reateModelRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08model_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12*\n\x05model\x18\x03 \x01(\x0b\x32\x15.enginehouse.v1.ModelB\x04\xe2\x41\x01\x02\x12\x15\n\rallow_replace\x18\x04 \x01(\x08\"%\n\x0fGetModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"P\n\x11ListModelsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.enginehouse.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x12\x44\x65leteModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"F\n\x10TfRecordFeatures\x12\r\n\x05image\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x14\n\x0clabel_offset\x18\x03 \x01(\x05\"\xe3\x03\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x12\n\x04\x62lob\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tfile_name\x18\x03 \x01(\t\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07samples\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08labelled\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x33\n\x06labels\x18\x08 \x03(\x0b\x32#.enginehouse.v1.Dataset.LabelsEntry\x12-\n\x06\x66ormat\x18\t \x01(\x0e\x32\x1d.enginehouse.v1.DatasetFormat\x12\x32\n\x08tfrecord\x18\n \x01(\x0b\x32 .enginehouse.v1.TfRecordFeatures\x12\x15\n\x07\x63lasses\x18\x0b \x03(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:?\xea\x41<\n\x13\x65nginehouse/Dataset\x12%projects/{project}/datasets/{dataset}\"\x8d\x01\n\x14\x43reateDatasetRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\ndataset_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12.\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x17.enginehouse.v1.DatasetB\x04\xe2\x41\x01\x02\x12\x15\n\rallow_replace\x18\x04 \x01(\x08\"\'\n\x11GetDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"R\n\x13ListDatasetsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x14ListDatasetsResponse\x12)\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x17.enginehouse.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02*\xca\x01\n\x0bModelFormat\x12\x1c\n\x18MODEL_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_FORMAT_KERAS\x10\x01\x12\x1b\n\x17MODEL_FORMAT_KERAS_HDF5\x10\x02\x12\x1c\n\x18MODEL_FORMAT_SAVED_MODEL\x10\x03\x12\x1d\n\x19MODEL_FORMAT_FROZEN_GRAPH\x10\x04\x12\x15\n\x11MODEL_FORMAT_ONNX\x10\x05\x12\x14\n\x10MODEL_FORMAT_ZOO\x10\x06*\x7f\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_FORMAT_NPZ\x10\x01\x12\x19\n\x15\x44\x41TASET_FORMAT_IMAGES\x10\x02\x12\x1b\n\x17\x44\x41TASET_FORMAT_TFRECORD\x10\x03\x32\xfa\x04\n\x06Models\x12H\n\x0b\x43reateModel\x12\".enginehouse.v1.CreateModelRequest\x1a\x15.enginehouse.v1.Model\x12\x42\n\x08GetModel\x12\x1f.enginehouse.v1.GetModelRequest\x1a\x15.enginehouse.v1.Model\x12S\n\nListModels\x12!.enginehouse.v1.ListModelsRequest\x1a\".enginehouse.v1.ListModelsResponse\x12I\n\x0b\x44\x65leteModel\x12\".enginehouse.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\x12N\n\rCreateDataset\x12$.enginehouse.v1.CreateDatasetRequest\x1a\x17.enginehouse.v1.Dataset\x12H\n\nGetDataset\x12!.enginehouse.v1.GetDatasetRequest\x1a\x17.enginehouse.v1.Dataset\x12Y\n\x0cListDatasets\x12#.enginehouse.v1.ListDatasetsRequest\x1a$.enginehouse.v1.ListDatasetsResponse\x12M\n\rDeleteDataset\x12$.enginehouse.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -75,6 +75,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASET'].fields_by_name['labelled']._serialized_options = b'\342A\001\003'
   _globals['_DATASET'].fields_by_name['create_time']._loaded_options = None
   _globals['_DATASET'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_DATASET'].fields_by_name['classes']._loaded_options = None
+  _globals['_DATASET'].fields_by_name['classes']._serialized_options = b'\342A\001\003'
   _globals['_DATASET']._loaded_options = None
   _globals['_DATASET']._serialized_options = b'\352A<\n\023enginehouse/Dataset\022%projects/{project}/datasets/{dataset}'
   _globals['_CREATEDATASETREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -89,38 +91,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDATASETSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
   _globals['_DELETEDATASETREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEDATASETREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
-  _globals['_MODELFORMAT']._serialized_start=1801
-  _globals['_MODELFORMAT']._serialized_end=2003
+  _globals['_MODELFORMAT']._serialized_start=2316
+  _globals['_MODELFORMAT']._serialized_end=2518
+  _globals['_DATASETFORMAT']._serialized_start=2520
+  _globals['_DATASETFORMAT']._serialized_end=2647
   _globals['_ZOOSOURCE']._serialized_start=169
-  _globals['_ZOOSOURCE']._serialized_end=222
-  _globals['_MODEL']._serialized_start=225
-  _globals['_MODEL']._serialized_end=644
-  _globals['_MODEL_LABELSENTRY']._serialized_start=530
-  _globals['_MODEL_LABELSENTRY']._serialized_end=575
-  _globals['_CREATEMODELREQUEST']._serialized_start=647
-  _globals['_CREATEMODELREQUEST']._serialized_end=780
-  _globals['_GETMODELREQUEST']._serialized_start=782
-  _globals['_GETMODELREQUEST']._serialized_end=819
-  _globals['_LISTMODELSREQUEST']._serialized_start=821
-  _globals['_LISTMODELSREQUEST']._serialized_end=901
-  _globals['_LISTMODELSRESPONSE']._serialized_start=903
-  _globals['_LISTMODELSRESPONSE']._serialized_end=987
-  _globals['_DELETEMODELREQUEST']._serialized_start=989
-  _globals['_DELETEMODELREQUEST']._serialized_end=1029
-  _globals['_DATASET']._serialized_start=1032
-  _globals['_DATASET']._serialized_end=1393
-  _globals['_DATASET_LABELSENTRY']._serialized_start=530
-  _globals['_DATASET_LABELSENTRY']._serialized_end=575
-  _globals['_CREATEDATASETREQUEST']._serialized_start=1396
-  _globals['_CREATEDATASETREQUEST']._serialized_end=1537
-  _globals['_GETDATASETREQUEST']._serialized_start=1539
-  _globals['_GETDATASETREQUEST']._serialized_end=1578
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1580
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1662
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1664
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1754
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1756
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1798
-  _globals['_MODELS']._serialized_start=2006
-  _globals['_MODELS']._serialized_end=2640
+  _globals['_ZOOSOURCE']._serialized_end=256
+  _globals['_PREPROCESSING']._serialized_start=258
+  _globals['_PREPROCESSING']._serialized_end=365
+  _globals['_IMPORTOPTIONS']._serialized_start=367
+  _globals['_IMPORTOPTIONS']._serialized_end=434
+  _globals['_MODEL']._serialized_start=437
+  _globals['_MODEL']._serialized_end=965
+  _globals['_MODEL_LABELSENTRY']._serialized_start=851
+  _globals['_MODEL_LABELSENTRY']._serialized_end=896
+  _globals['_CREATEMODELREQUEST']._serialized_start=968
+  _globals['_CREATEMODELREQUEST']._serialized_end=1101
+  _globals['_GETMODELREQUEST']._serialized_start=1103
+  _globals['_GETMODELREQUEST']._serialized_end=1140
+  _globals['_LISTMODELSREQUEST']._serialized_start=1142
+  _globals['_LISTMODELSREQUEST']._serialized_end=1222
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1224
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1308
+  _globals['_DELETEMODELREQUEST']._serialized_start=1310
+  _globals['_DELETEMODELREQUEST']._serialized_end=1350
+  _globals['_TFRECORDFEATURES']._serialized_start=1352
+  _globals['_TFRECORDFEATURES']._serialized_end=1422
+  _globals['_DATASET']._serialized_start=1425
+  _globals['_DATASET']._serialized_end=1908
+  _globals['_DATASET_LABELSENTRY']._serialized_start=851
+  _globals['_DATASET_LABELSENTRY']._serialized_end=896
+  _globals['_CREATEDATASETREQUEST']._serialized_start=1911
+  _globals['_CREATEDATASETREQUEST']._serialized_end=2052
+  _globals['_GETDATASETREQUEST']._serialized_start=2054
+  _globals['_GETDATASETREQUEST']._serialized_end=2093
+  _globals['_LISTDATASETSREQUEST']._serialized_start=2095
+  _globals['_LISTDATASETSREQUEST']._serialized_end=2177
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=2179
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=2269
+  _globals['_DELETEDATASETREQUEST']._serialized_start=2271
+  _globals['_DELETEDATASETREQUEST']._serialized_end=2313
+  _globals['_MODELS']._serialized_start=2650
+  _globals['_MODELS']._serialized_end=3284
 # @@protoc_insertion_point(module_scope)

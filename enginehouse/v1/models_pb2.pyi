@@ -32,8 +32,11 @@ class _ModelFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelForm
     MODEL_FORMAT_KERAS_HDF5: _ModelFormat.ValueType  # 2
     """Keras HDF5 file (.h5)."""
     MODEL_FORMAT_SAVED_MODEL: _ModelFormat.ValueType  # 3
+    """TensorFlow SavedModel: its folder as one .zip, .tar or .tar.gz."""
     MODEL_FORMAT_FROZEN_GRAPH: _ModelFormat.ValueType  # 4
+    """TensorFlow GraphDef without variables (.pb)."""
     MODEL_FORMAT_ONNX: _ModelFormat.ValueType  # 5
+    """An .onnx file, or one with its external data as one .zip, .tar or .tar.gz."""
     MODEL_FORMAT_ZOO: _ModelFormat.ValueType  # 6
     """An architecture that the optimizer makes itself."""
 
@@ -45,36 +48,158 @@ MODEL_FORMAT_KERAS: ModelFormat.ValueType  # 1
 MODEL_FORMAT_KERAS_HDF5: ModelFormat.ValueType  # 2
 """Keras HDF5 file (.h5)."""
 MODEL_FORMAT_SAVED_MODEL: ModelFormat.ValueType  # 3
+"""TensorFlow SavedModel: its folder as one .zip, .tar or .tar.gz."""
 MODEL_FORMAT_FROZEN_GRAPH: ModelFormat.ValueType  # 4
+"""TensorFlow GraphDef without variables (.pb)."""
 MODEL_FORMAT_ONNX: ModelFormat.ValueType  # 5
+"""An .onnx file, or one with its external data as one .zip, .tar or .tar.gz."""
 MODEL_FORMAT_ZOO: ModelFormat.ValueType  # 6
 """An architecture that the optimizer makes itself."""
 Global___ModelFormat: _TypeAlias = ModelFormat  # noqa: Y015
 
+class _DatasetFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DatasetFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DATASET_FORMAT_UNSPECIFIED: _DatasetFormat.ValueType  # 0
+    """NPZ."""
+    DATASET_FORMAT_NPZ: _DatasetFormat.ValueType  # 1
+    """One .npz: an array per model input (dimension 0 the sample), and `labels` (integers) where there are any. UINT8
+    images for a model that takes FP32 go through the model's preprocessing.
+    """
+    DATASET_FORMAT_IMAGES: _DatasetFormat.ValueType  # 2
+    """A .zip or .tar of image files. Labels: a file labels.csv ("path,class index" a line), or one folder a class, in the
+    order of the folders' names (by number when all are numbers). Without either there are no labels.
+    """
+    DATASET_FORMAT_TFRECORD: _DatasetFormat.ValueType  # 3
+    """TFRecord of tf.train.Example: an encoded image and, where there is one, a class index."""
+
+class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper): ...
+
+DATASET_FORMAT_UNSPECIFIED: DatasetFormat.ValueType  # 0
+"""NPZ."""
+DATASET_FORMAT_NPZ: DatasetFormat.ValueType  # 1
+"""One .npz: an array per model input (dimension 0 the sample), and `labels` (integers) where there are any. UINT8
+images for a model that takes FP32 go through the model's preprocessing.
+"""
+DATASET_FORMAT_IMAGES: DatasetFormat.ValueType  # 2
+"""A .zip or .tar of image files. Labels: a file labels.csv ("path,class index" a line), or one folder a class, in the
+order of the folders' names (by number when all are numbers). Without either there are no labels.
+"""
+DATASET_FORMAT_TFRECORD: DatasetFormat.ValueType  # 3
+"""TFRecord of tf.train.Example: an encoded image and, where there is one, a class index."""
+Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
+
 @_typing.final
 class ZooSource(_message.Message):
-    """An architecture of the built-in zoo, with random weights and sane batch-norm statistics, made from a seed."""
+    """An architecture of the built-in zoo, with weights from a file, or random ones made from a seed with sane batch-norm
+    statistics.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """resnet_v1_50, resnet_v2_50, vgg16, vgg19, inception_v3, ..."""
     seed: _builtins.int
+    weights: _builtins.str
+    """Digest of a blob: a Keras weights file (.weights.h5 or .h5) of this architecture. Random weights when empty."""
+    classes: _builtins.int
+    """Number of classes; the architecture's own when 0."""
     def __init__(
         self,
         *,
         architecture: _builtins.str = ...,
         seed: _builtins.int = ...,
+        weights: _builtins.str = ...,
+        classes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "classes", b"classes", "seed", b"seed", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ZooSource: _TypeAlias = ZooSource  # noqa: Y015
+
+@_typing.final
+class Preprocessing(_message.Message):
+    """What stands between a photograph and what the model takes. For the zoo, the architecture's own when absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_FIELD_NUMBER: _builtins.int
+    DEVIATION_FIELD_NUMBER: _builtins.int
+    BGR_FIELD_NUMBER: _builtins.int
+    CENTRAL_FRACTION_FIELD_NUMBER: _builtins.int
+    RESAMPLING_FIELD_NUMBER: _builtins.int
+    bgr: _builtins.bool
+    """The model's channels are blue, green, red."""
+    central_fraction: _builtins.float
+    """An image is resized so that this share of its shorter side, cut from the centre, fills the input; 0.875 when 0."""
+    resampling: _builtins.str
+    """"bilinear" (also when empty), "bicubic", "lanczos" or "nearest"."""
+    @_builtins.property
+    def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """A value p in [0, 255] of channel c becomes (p - mean[c]) / deviation[c], in the model's order of channels. One value
+        serves all channels; 0 and 1 when empty.
+        """
+
+    @_builtins.property
+    def deviation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        mean: _abc.Iterable[_builtins.float] | None = ...,
+        deviation: _abc.Iterable[_builtins.float] | None = ...,
+        bgr: _builtins.bool = ...,
+        central_fraction: _builtins.float = ...,
+        resampling: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bgr", b"bgr", "central_fraction", b"central_fraction", "deviation", b"deviation", "mean", b"mean", "resampling", b"resampling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Preprocessing: _TypeAlias = Preprocessing  # noqa: Y015
+
+@_typing.final
+class ImportOptions(_message.Message):
+    """What a file does not say of itself. Ignored by formats that do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    signature: _builtins.str
+    """A SavedModel's signature; "serving_default" when empty."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the input and output tensors of a frozen graph; found when empty (placeholders, and what nothing reads)."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
+        signature: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "outputs", b"outputs", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportOptions: _TypeAlias = ImportOptions  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -109,6 +234,8 @@ class Model(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    PREPROCESSING_FIELD_NUMBER: _builtins.int
+    IMPORT_OPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     format: Global___ModelFormat.ValueType
     blob: _builtins.str
@@ -123,6 +250,10 @@ class Model(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def preprocessing(self) -> Global___Preprocessing: ...
+    @_builtins.property
+    def import_options(self) -> Global___ImportOptions: ...
     def __init__(
         self,
         *,
@@ -135,10 +266,12 @@ class Model(_message.Message):
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        preprocessing: Global___Preprocessing | None = ...,
+        import_options: Global___ImportOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "create_time", b"create_time", "source", b"source", "zoo", b"zoo"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "create_time", b"create_time", "import_options", b"import_options", "preprocessing", b"preprocessing", "source", b"source", "zoo", b"zoo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "create_time", b"create_time", "digest", b"digest", "file_name", b"file_name", "format", b"format", "labels", b"labels", "name", b"name", "size_bytes", b"size_bytes", "source", b"source", "zoo", b"zoo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "create_time", b"create_time", "digest", b"digest", "file_name", b"file_name", "format", b"format", "import_options", b"import_options", "labels", b"labels", "name", b"name", "preprocessing", b"preprocessing", "size_bytes", b"size_bytes", "source", b"source", "zoo", b"zoo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["blob", "zoo"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -267,8 +400,38 @@ class DeleteModelRequest(_message.Message):
 Global___DeleteModelRequest: _TypeAlias = DeleteModelRequest  # noqa: Y015
 
 @_typing.final
+class TfRecordFeatures(_message.Message):
+    """Where a TFRecord keeps what."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    LABEL_OFFSET_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    """"image/encoded" when empty."""
+    label: _builtins.str
+    """"image/class/label" when empty."""
+    label_offset: _builtins.int
+    """Subtracted from each label: 1 for ImageNet's records, which count from 1."""
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        label: _builtins.str = ...,
+        label_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "label", b"label", "label_offset", b"label_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TfRecordFeatures: _TypeAlias = TfRecordFeatures  # noqa: Y015
+
+@_typing.final
 class Dataset(_message.Message):
-    """One .npz: an array per model input (dimension 0 the sample), and `labels` (integers) where there are any."""
+    """Samples to calibrate and verify with."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -300,17 +463,27 @@ class Dataset(_message.Message):
     LABELLED_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    TFRECORD_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     blob: _builtins.str
-    """Digest of the uploaded .npz."""
+    """Digest of the uploaded file."""
     file_name: _builtins.str
     size_bytes: _builtins.int
     samples: _builtins.int
     labelled: _builtins.bool
+    format: Global___DatasetFormat.ValueType
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def tfrecord(self) -> Global___TfRecordFeatures: ...
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the classes, in the order of their indices, where the file has names."""
+
     def __init__(
         self,
         *,
@@ -322,10 +495,13 @@ class Dataset(_message.Message):
         labelled: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        format: Global___DatasetFormat.ValueType = ...,
+        tfrecord: Global___TfRecordFeatures | None = ...,
+        classes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "tfrecord", b"tfrecord"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "create_time", b"create_time", "file_name", b"file_name", "labelled", b"labelled", "labels", b"labels", "name", b"name", "samples", b"samples", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "classes", b"classes", "create_time", b"create_time", "file_name", b"file_name", "format", b"format", "labelled", b"labelled", "labels", b"labels", "name", b"name", "samples", b"samples", "size_bytes", b"size_bytes", "tfrecord", b"tfrecord"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,7 +29,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65nginehouse/v1/optimizer.proto\x12\x0e\x65nginehouse.v1\x1a\x1c\x65nginehouse/v1/engines.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"D\n\rSyntheticData\x12\x14\n\x0c\x64istribution\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x05\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"\xe1\x01\n\x0f\x43\x61librationSpec\x12\x31\n\x06method\x18\x01 \x01(\x0e\x32!.enginehouse.v1.CalibrationMethod\x12\x12\n\npercentile\x18\x02 \x01(\x01\x12\x11\n\x07\x64\x61taset\x18\x03 \x01(\tH\x00\x12\x32\n\tsynthetic\x18\x04 \x01(\x0b\x32\x1d.enginehouse.v1.SyntheticDataH\x00\x12\x13\n\x0bmax_samples\x18\x05 \x01(\x05\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\x0f\n\x07\x65xclude\x18\x07 \x03(\tB\x06\n\x04\x64\x61ta\"\xee\x01\n\x10VerificationSpec\x12\x11\n\x07\x64\x61taset\x18\x01 \x01(\tH\x00\x12\x32\n\tsynthetic\x18\x02 \x01(\x0b\x32\x1d.enginehouse.v1.SyntheticDataH\x00\x12\x13\n\x0bmax_samples\x18\x03 \x01(\x05\x12&\n\x19minimum_relative_accuracy\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fminimum_sqnr_db\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x06\n\x04\x64\x61taB\x1c\n\x1a_minimum_relative_accuracyB\x12\n\x10_minimum_sqnr_db\"\xf4\x01\n\x0c\x45ngineTarget\x12\x15\n\x07\x62\x61\x63kend\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\tprecision\x18\x02 \x01(\x0e\x32\x19.enginehouse.v1.PrecisionB\x04\xe2\x41\x01\x02\x12-\n\x07profile\x18\x03 \x01(\x0b\x32\x1c.enginehouse.v1.BatchProfile\x12:\n\x07options\x18\x04 \x03(\x0b\x32).enginehouse.v1.EngineTarget.OptionsEntry\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x02\n\x0fOptimizeRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x33\n\x07targets\x18\x03 \x03(\x0b\x32\x1c.enginehouse.v1.EngineTargetB\x04\xe2\x41\x01\x02\x12\x34\n\x0b\x63\x61libration\x18\x04 \x01(\x0b\x32\x1f.enginehouse.v1.CalibrationSpec\x12\x36\n\x0cverification\x18\x05 \x01(\x0b\x32 .enginehouse.v1.VerificationSpec\x12\x14\n\x0cinput_layout\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\";\n\x10OptimizeResponse\x12\'\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x16.enginehouse.v1.Engine\"\xc1\x01\n\x05Stage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.enginehouse.v1.StageState\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12\x0f\n\x07message\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb2\x02\n\x10OptimizeMetadata\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.enginehouse.v1.JobState\x12%\n\x06stages\x18\x03 \x03(\x0b\x32\x15.enginehouse.v1.Stage\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07request\x18\x07 \x01(\x0b\x32\x1f.enginehouse.v1.OptimizeRequest\"C\n\x15WatchOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\xf8\x01\n\x0eOperationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.enginehouse.v1.JobState\x12$\n\x05stage\x18\x04 \x01(\x0b\x32\x15.enginehouse.v1.Stage\x12)\n\x06queued\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\toperation\x18\x06 \x01(\x0b\x32\x1d.google.longrunning.Operation\"=\n\x12GetStageLogRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05stage\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\'\n\x08StageLog\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t*\xb2\x01\n\x11\x43\x61librationMethod\x12\"\n\x1e\x43\x41LIBRATION_METHOD_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43\x41LIBRATION_METHOD_ENTROPY\x10\x01\x12\x1a\n\x16\x43\x41LIBRATION_METHOD_MAX\x10\x02\x12!\n\x1d\x43\x41LIBRATION_METHOD_PERCENTILE\x10\x03\x12\x1a\n\x16\x43\x41LIBRATION_METHOD_MSE\x10\x04*\xc1\x01\n\nStageState\x12\x1b\n\x17STAGE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STAGE_STATE_PENDING\x10\x01\x12\x17\n\x13STAGE_STATE_RUNNING\x10\x02\x12\x19\n\x15STAGE_STATE_SUCCEEDED\x10\x03\x12\x16\n\x12STAGE_STATE_REUSED\x10\x04\x12\x16\n\x12STAGE_STATE_FAILED\x10\x05\x12\x19\n\x15STAGE_STATE_CANCELLED\x10\x06*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xa8\x02\n\tOptimizer\x12s\n\x08Optimize\x12\x1f.enginehouse.v1.OptimizeRequest\x1a\x1d.google.longrunning.Operation\"\'\xca\x41$\n\x10OptimizeResponse\x12\x10OptimizeMetadata\x12Y\n\x0eWatchOperation\x12%.enginehouse.v1.WatchOperationRequest\x1a\x1e.enginehouse.v1.OperationEvent0\x01\x12K\n\x0bGetStageLog\x12\".enginehouse.v1.GetStageLogRequest\x1a\x18.enginehouse.v1.StageLogb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65nginehouse/v1/optimizer.proto\x12\x0e\x65nginehouse.v1\x1a\x1c\x65nginehouse/v1/engines.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"D\n\rSyntheticData\x12\x14\n\x0c\x64istribution\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x05\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"o\n\x12\x41utomaticExclusion\x12\x1c\n\x0fminimum_sqnr_db\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nmax_layers\x18\x02 \x01(\x05\x12\x13\n\x0bmax_samples\x18\x03 \x01(\x05\x42\x12\n\x10_minimum_sqnr_db\"\xb3\x02\n\x0f\x43\x61librationSpec\x12\x31\n\x06method\x18\x01 \x01(\x0e\x32!.enginehouse.v1.CalibrationMethod\x12\x12\n\npercentile\x18\x02 \x01(\x01\x12\x11\n\x07\x64\x61taset\x18\x03 \x01(\tH\x00\x12\x32\n\tsynthetic\x18\x04 \x01(\x0b\x32\x1d.enginehouse.v1.SyntheticDataH\x00\x12\x0f\n\x05table\x18\x08 \x01(\tH\x00\x12\x13\n\x0bmax_samples\x18\x05 \x01(\x05\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\x0f\n\x07\x65xclude\x18\x07 \x03(\t\x12?\n\x13\x61utomatic_exclusion\x18\t \x01(\x0b\x32\".enginehouse.v1.AutomaticExclusionB\x06\n\x04\x64\x61ta\"\x81\x02\n\x10VerificationSpec\x12\x11\n\x07\x64\x61taset\x18\x01 \x01(\tH\x00\x12\x32\n\tsynthetic\x18\x02 \x01(\x0b\x32\x1d.enginehouse.v1.SyntheticDataH\x00\x12\x13\n\x0bmax_samples\x18\x03 \x01(\x05\x12&\n\x19minimum_relative_accuracy\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fminimum_sqnr_db\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\tper_layer\x18\x06 \x01(\x08\x42\x06\n\x04\x64\x61taB\x1c\n\x1a_minimum_relative_accuracyB\x12\n\x10_minimum_sqnr_db\"\xf4\x01\n\x0c\x45ngineTarget\x12\x15\n\x07\x62\x61\x63kend\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\tprecision\x18\x02 \x01(\x0e\x32\x19.enginehouse.v1.PrecisionB\x04\xe2\x41\x01\x02\x12-\n\x07profile\x18\x03 \x01(\x0b\x32\x1c.enginehouse.v1.BatchProfile\x12:\n\x07options\x18\x04 \x03(\x0b\x32).enginehouse.v1.EngineTarget.OptionsEntry\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb7\x02\n\x0fOptimizeRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x33\n\x07targets\x18\x03 \x03(\x0b\x32\x1c.enginehouse.v1.EngineTargetB\x04\xe2\x41\x01\x02\x12\x34\n\x0b\x63\x61libration\x18\x04 \x01(\x0b\x32\x1f.enginehouse.v1.CalibrationSpec\x12\x36\n\x0cverification\x18\x05 \x01(\x0b\x32 .enginehouse.v1.VerificationSpec\x12\x14\n\x0cinput_layout\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x1a\n\x12\x66old_preprocessing\x18\x08 \x01(\x08\x12\x10\n\x08priority\x18\t \x01(\x05\";\n\x10OptimizeResponse\x12\'\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x16.enginehouse.v1.Engine\"\x99\x02\n\x05Stage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.enginehouse.v1.StageState\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12\x0f\n\x07message\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x07seconds\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11peak_memory_bytes\x18\x08 \x01(\x03H\x01\x88\x01\x01\x42\n\n\x08_secondsB\x14\n\x12_peak_memory_bytes\"\xb2\x02\n\x10OptimizeMetadata\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.enginehouse.v1.JobState\x12%\n\x06stages\x18\x03 \x03(\x0b\x32\x15.enginehouse.v1.Stage\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07request\x18\x07 \x01(\x0b\x32\x1f.enginehouse.v1.OptimizeRequest\"C\n\x15WatchOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\xf8\x01\n\x0eOperationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.enginehouse.v1.JobState\x12$\n\x05stage\x18\x04 \x01(\x0b\x32\x15.enginehouse.v1.Stage\x12)\n\x06queued\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\toperation\x18\x06 \x01(\x0b\x32\x1d.google.longrunning.Operation\"B\n\x18RetryOptimizationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x12GetStageLogRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05stage\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\'\n\x08StageLog\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t*\xb2\x01\n\x11\x43\x61librationMethod\x12\"\n\x1e\x43\x41LIBRATION_METHOD_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43\x41LIBRATION_METHOD_ENTROPY\x10\x01\x12\x1a\n\x16\x43\x41LIBRATION_METHOD_MAX\x10\x02\x12!\n\x1d\x43\x41LIBRATION_METHOD_PERCENTILE\x10\x03\x12\x1a\n\x16\x43\x41LIBRATION_METHOD_MSE\x10\x04*\xc1\x01\n\nStageState\x12\x1b\n\x17STAGE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STAGE_STATE_PENDING\x10\x01\x12\x17\n\x13STAGE_STATE_RUNNING\x10\x02\x12\x19\n\x15STAGE_STATE_SUCCEEDED\x10\x03\x12\x16\n\x12STAGE_STATE_REUSED\x10\x04\x12\x16\n\x12STAGE_STATE_FAILED\x10\x05\x12\x19\n\x15STAGE_STATE_CANCELLED\x10\x06*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xb0\x03\n\tOptimizer\x12s\n\x08Optimize\x12\x1f.enginehouse.v1.OptimizeRequest\x1a\x1d.google.longrunning.Operation\"\'\xca\x41$\n\x10OptimizeResponse\x12\x10OptimizeMetadata\x12Y\n\x0eWatchOperation\x12%.enginehouse.v1.WatchOperationRequest\x1a\x1e.enginehouse.v1.OperationEvent0\x01\x12\x85\x01\n\x11RetryOptimization\x12(.enginehouse.v1.RetryOptimizationRequest\x1a\x1d.google.longrunning.Operation\"\'\xca\x41$\n\x10OptimizeResponse\x12\x10OptimizeMetadata\x12K\n\x0bGetStageLog\x12\".enginehouse.v1.GetStageLogRequest\x1a\x18.enginehouse.v1.StageLogb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,44 +50,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPTIMIZEREQUEST'].fields_by_name['targets']._serialized_options = b'\342A\001\002'
   _globals['_WATCHOPERATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WATCHOPERATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_RETRYOPTIMIZATIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RETRYOPTIMIZATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_GETSTAGELOGREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETSTAGELOGREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_GETSTAGELOGREQUEST'].fields_by_name['stage']._loaded_options = None
   _globals['_GETSTAGELOGREQUEST'].fields_by_name['stage']._serialized_options = b'\342A\001\002'
   _globals['_OPTIMIZER'].methods_by_name['Optimize']._loaded_options = None
   _globals['_OPTIMIZER'].methods_by_name['Optimize']._serialized_options = b'\312A$\n\020OptimizeResponse\022\020OptimizeMetadata'
-  _globals['_CALIBRATIONMETHOD']._serialized_start=2260
-  _globals['_CALIBRATIONMETHOD']._serialized_end=2438
-  _globals['_STAGESTATE']._serialized_start=2441
-  _globals['_STAGESTATE']._serialized_end=2634
-  _globals['_JOBSTATE']._serialized_start=2637
-  _globals['_JOBSTATE']._serialized_end=2791
+  _globals['_OPTIMIZER'].methods_by_name['RetryOptimization']._loaded_options = None
+  _globals['_OPTIMIZER'].methods_by_name['RetryOptimization']._serialized_options = b'\312A$\n\020OptimizeResponse\022\020OptimizeMetadata'
+  _globals['_CALIBRATIONMETHOD']._serialized_start=2676
+  _globals['_CALIBRATIONMETHOD']._serialized_end=2854
+  _globals['_STAGESTATE']._serialized_start=2857
+  _globals['_STAGESTATE']._serialized_end=3050
+  _globals['_JOBSTATE']._serialized_start=3053
+  _globals['_JOBSTATE']._serialized_end=3207
   _globals['_SYNTHETICDATA']._serialized_start=215
   _globals['_SYNTHETICDATA']._serialized_end=283
-  _globals['_CALIBRATIONSPEC']._serialized_start=286
-  _globals['_CALIBRATIONSPEC']._serialized_end=511
-  _globals['_VERIFICATIONSPEC']._serialized_start=514
-  _globals['_VERIFICATIONSPEC']._serialized_end=752
-  _globals['_ENGINETARGET']._serialized_start=755
-  _globals['_ENGINETARGET']._serialized_end=999
-  _globals['_ENGINETARGET_OPTIONSENTRY']._serialized_start=953
-  _globals['_ENGINETARGET_OPTIONSENTRY']._serialized_end=999
-  _globals['_OPTIMIZEREQUEST']._serialized_start=1002
-  _globals['_OPTIMIZEREQUEST']._serialized_end=1267
-  _globals['_OPTIMIZERESPONSE']._serialized_start=1269
-  _globals['_OPTIMIZERESPONSE']._serialized_end=1328
-  _globals['_STAGE']._serialized_start=1331
-  _globals['_STAGE']._serialized_end=1524
-  _globals['_OPTIMIZEMETADATA']._serialized_start=1527
-  _globals['_OPTIMIZEMETADATA']._serialized_end=1833
-  _globals['_WATCHOPERATIONREQUEST']._serialized_start=1835
-  _globals['_WATCHOPERATIONREQUEST']._serialized_end=1902
-  _globals['_OPERATIONEVENT']._serialized_start=1905
-  _globals['_OPERATIONEVENT']._serialized_end=2153
-  _globals['_GETSTAGELOGREQUEST']._serialized_start=2155
-  _globals['_GETSTAGELOGREQUEST']._serialized_end=2216
-  _globals['_STAGELOG']._serialized_start=2218
-  _globals['_STAGELOG']._serialized_end=2257
-  _globals['_OPTIMIZER']._serialized_start=2794
-  _globals['_OPTIMIZER']._serialized_end=3090
+  _globals['_AUTOMATICEXCLUSION']._serialized_start=285
+  _globals['_AUTOMATICEXCLUSION']._serialized_end=396
+  _globals['_CALIBRATIONSPEC']._serialized_start=399
+  _globals['_CALIBRATIONSPEC']._serialized_end=706
+  _globals['_VERIFICATIONSPEC']._serialized_start=709
+  _globals['_VERIFICATIONSPEC']._serialized_end=966
+  _globals['_ENGINETARGET']._serialized_start=969
+  _globals['_ENGINETARGET']._serialized_end=1213
+  _globals['_ENGINETARGET_OPTIONSENTRY']._serialized_start=1167
+  _globals['_ENGINETARGET_OPTIONSENTRY']._serialized_end=1213
+  _globals['_OPTIMIZEREQUEST']._serialized_start=1216
+  _globals['_OPTIMIZEREQUEST']._serialized_end=1527
+  _globals['_OPTIMIZERESPONSE']._serialized_start=1529
+  _globals['_OPTIMIZERESPONSE']._serialized_end=1588
+  _globals['_STAGE']._serialized_start=1591
+  _globals['_STAGE']._serialized_end=1872
+  _globals['_OPTIMIZEMETADATA']._serialized_start=1875
+  _globals['_OPTIMIZEMETADATA']._serialized_end=2181
+  _globals['_WATCHOPERATIONREQUEST']._serialized_start=2183
+  _globals['_WATCHOPERATIONREQUEST']._serialized_end=2250
+  _globals['_OPERATIONEVENT']._serialized_start=2253
+  _globals['_OPERATIONEVENT']._serialized_end=2501
+  _globals['_RETRYOPTIMIZATIONREQUEST']._serialized_start=2503
+  _globals['_RETRYOPTIMIZATIONREQUEST']._serialized_end=2569
+  _globals['_GETSTAGELOGREQUEST']._serialized_start=2571
+  _globals['_GETSTAGELOGREQUEST']._serialized_end=2632
+  _globals['_STAGELOG']._serialized_start=2634
+  _globals['_STAGELOG']._serialized_end=2673
+  _globals['_OPTIMIZER']._serialized_start=3210
+  _globals['_OPTIMIZER']._serialized_end=3642
 # @@protoc_insertion_point(module_scope)

@@ -128,6 +128,38 @@ class SyntheticData(_message.Message):
 Global___SyntheticData: _TypeAlias = SyntheticData  # noqa: Y015
 
 @_typing.final
+class AutomaticExclusion(_message.Message):
+    """Leaves the layers that cost most accuracy in higher precision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINIMUM_SQNR_DB_FIELD_NUMBER: _builtins.int
+    MAX_LAYERS_FIELD_NUMBER: _builtins.int
+    MAX_SAMPLES_FIELD_NUMBER: _builtins.int
+    minimum_sqnr_db: _builtins.float
+    """Until the quantized model's outputs have this SQNR against FP32, in dB, on the calibration data. 20 when absent."""
+    max_layers: _builtins.int
+    """At most so many layers; a quarter of the quantized ones when 0."""
+    max_samples: _builtins.int
+    """Samples that sensitivity is measured on; 16 when 0."""
+    def __init__(
+        self,
+        *,
+        minimum_sqnr_db: _builtins.float | None = ...,
+        max_layers: _builtins.int = ...,
+        max_samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_minimum_sqnr_db", b"_minimum_sqnr_db", "minimum_sqnr_db", b"minimum_sqnr_db"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_minimum_sqnr_db", b"_minimum_sqnr_db", "max_layers", b"max_layers", "max_samples", b"max_samples", "minimum_sqnr_db", b"minimum_sqnr_db"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__minimum_sqnr_db: _TypeAlias = _typing.Literal["minimum_sqnr_db"]  # noqa: Y015
+    _WhichOneofArgType__minimum_sqnr_db: _TypeAlias = _typing.Literal["_minimum_sqnr_db", b"_minimum_sqnr_db"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_sqnr_db) -> _WhichOneofReturnType__minimum_sqnr_db | None: ...
+
+Global___AutomaticExclusion: _TypeAlias = AutomaticExclusion  # noqa: Y015
+
+@_typing.final
 class CalibrationSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -135,14 +167,18 @@ class CalibrationSpec(_message.Message):
     PERCENTILE_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     SYNTHETIC_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
     MAX_SAMPLES_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     EXCLUDE_FIELD_NUMBER: _builtins.int
+    AUTOMATIC_EXCLUSION_FIELD_NUMBER: _builtins.int
     method: Global___CalibrationMethod.ValueType
     percentile: _builtins.float
     """For PERCENTILE, such as 99.99."""
     dataset: _builtins.str
     """projects/{project}/datasets/{dataset}"""
+    table: _builtins.str
+    """Digest of a blob: a calibration table made elsewhere, instead of calibrating. The method is then the table's."""
     max_samples: _builtins.int
     """At most so many samples of the data; all when 0."""
     batch_size: _builtins.int
@@ -152,6 +188,10 @@ class CalibrationSpec(_message.Message):
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Nodes (by name) or operator types left in higher precision."""
 
+    @_builtins.property
+    def automatic_exclusion(self) -> Global___AutomaticExclusion:
+        """Find more such nodes by their sensitivity; not with a table, which has no data to measure it on."""
+
     def __init__(
         self,
         *,
@@ -159,15 +199,17 @@ class CalibrationSpec(_message.Message):
         percentile: _builtins.float = ...,
         dataset: _builtins.str = ...,
         synthetic: Global___SyntheticData | None = ...,
+        table: _builtins.str = ...,
         max_samples: _builtins.int = ...,
         batch_size: _builtins.int = ...,
         exclude: _abc.Iterable[_builtins.str] | None = ...,
+        automatic_exclusion: Global___AutomaticExclusion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dataset", b"dataset", "synthetic", b"synthetic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["automatic_exclusion", b"automatic_exclusion", "data", b"data", "dataset", b"dataset", "synthetic", b"synthetic", "table", b"table"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "data", b"data", "dataset", b"dataset", "exclude", b"exclude", "max_samples", b"max_samples", "method", b"method", "percentile", b"percentile", "synthetic", b"synthetic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automatic_exclusion", b"automatic_exclusion", "batch_size", b"batch_size", "data", b"data", "dataset", b"dataset", "exclude", b"exclude", "max_samples", b"max_samples", "method", b"method", "percentile", b"percentile", "synthetic", b"synthetic", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_data: _TypeAlias = _typing.Literal["dataset", "synthetic"]  # noqa: Y015
+    _WhichOneofReturnType_data: _TypeAlias = _typing.Literal["dataset", "synthetic", "table"]  # noqa: Y015
     _WhichOneofArgType_data: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_data) -> _WhichOneofReturnType_data | None: ...
 
@@ -182,12 +224,15 @@ class VerificationSpec(_message.Message):
     MAX_SAMPLES_FIELD_NUMBER: _builtins.int
     MINIMUM_RELATIVE_ACCURACY_FIELD_NUMBER: _builtins.int
     MINIMUM_SQNR_DB_FIELD_NUMBER: _builtins.int
+    PER_LAYER_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     max_samples: _builtins.int
     minimum_relative_accuracy: _builtins.float
     """An engine whose top-1 is below this fraction of FP32's is refused (labelled data). 0.99 when absent; 0 refuses none."""
     minimum_sqnr_db: _builtins.float
     """Without labels: an engine whose outputs' SQNR is below it is refused. 10 dB when absent."""
+    per_layer: _builtins.bool
+    """Also compare each layer of a quantized engine with FP32."""
     @_builtins.property
     def synthetic(self) -> Global___SyntheticData: ...
     def __init__(
@@ -198,10 +243,11 @@ class VerificationSpec(_message.Message):
         max_samples: _builtins.int = ...,
         minimum_relative_accuracy: _builtins.float | None = ...,
         minimum_sqnr_db: _builtins.float | None = ...,
+        per_layer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_minimum_relative_accuracy", b"_minimum_relative_accuracy", "_minimum_sqnr_db", b"_minimum_sqnr_db", "data", b"data", "dataset", b"dataset", "minimum_relative_accuracy", b"minimum_relative_accuracy", "minimum_sqnr_db", b"minimum_sqnr_db", "synthetic", b"synthetic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_minimum_relative_accuracy", b"_minimum_relative_accuracy", "_minimum_sqnr_db", b"_minimum_sqnr_db", "data", b"data", "dataset", b"dataset", "max_samples", b"max_samples", "minimum_relative_accuracy", b"minimum_relative_accuracy", "minimum_sqnr_db", b"minimum_sqnr_db", "synthetic", b"synthetic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_minimum_relative_accuracy", b"_minimum_relative_accuracy", "_minimum_sqnr_db", b"_minimum_sqnr_db", "data", b"data", "dataset", b"dataset", "max_samples", b"max_samples", "minimum_relative_accuracy", b"minimum_relative_accuracy", "minimum_sqnr_db", b"minimum_sqnr_db", "per_layer", b"per_layer", "synthetic", b"synthetic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__minimum_relative_accuracy: _TypeAlias = _typing.Literal["minimum_relative_accuracy"]  # noqa: Y015
     _WhichOneofArgType__minimum_relative_accuracy: _TypeAlias = _typing.Literal["_minimum_relative_accuracy", b"_minimum_relative_accuracy"]  # noqa: Y015
@@ -284,6 +330,8 @@ class OptimizeRequest(_message.Message):
     VERIFICATION_FIELD_NUMBER: _builtins.int
     INPUT_LAYOUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FOLD_PREPROCESSING_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """projects/{project}"""
     model: _builtins.str
@@ -292,6 +340,10 @@ class OptimizeRequest(_message.Message):
     """"keep" (the model's own tensor layout, the default) or "nchw" (images channels first, no transposition in the graph)."""
     request_id: _builtins.str
     """A UUID; the same request_id again returns the first request's operation."""
+    fold_preprocessing: _builtins.bool
+    """The engine takes UINT8 images, channels last, and normalizes them itself by the model's preprocessing."""
+    priority: _builtins.int
+    """Waiting optimizations start by priority, highest first, then by age: -100 to 100."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineTarget]: ...
     @_builtins.property
@@ -310,10 +362,12 @@ class OptimizeRequest(_message.Message):
         verification: Global___VerificationSpec | None = ...,
         input_layout: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        fold_preprocessing: _builtins.bool = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "verification", b"verification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "input_layout", b"input_layout", "model", b"model", "parent", b"parent", "request_id", b"request_id", "targets", b"targets", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "fold_preprocessing", b"fold_preprocessing", "input_layout", b"input_layout", "model", b"model", "parent", b"parent", "priority", b"priority", "request_id", b"request_id", "targets", b"targets", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,12 +405,17 @@ class Stage(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Such as "freeze", "calibrate", "build onnxruntime int8"."""
     state: Global___StageState.ValueType
     fraction: _builtins.float
     """In [0, 1]."""
     message: _builtins.str
+    seconds: _builtins.float
+    """Of the run that made the result: of an earlier one when REUSED."""
+    peak_memory_bytes: _builtins.int
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -370,12 +429,21 @@ class Stage(_message.Message):
         message: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        seconds: _builtins.float | None = ...,
+        peak_memory_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_seconds", b"_seconds", "end_time", b"end_time", "peak_memory_bytes", b"peak_memory_bytes", "seconds", b"seconds", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "fraction", b"fraction", "message", b"message", "name", b"name", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_seconds", b"_seconds", "end_time", b"end_time", "fraction", b"fraction", "message", b"message", "name", b"name", "peak_memory_bytes", b"peak_memory_bytes", "seconds", b"seconds", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_bytes) -> _WhichOneofReturnType__peak_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
 
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
@@ -489,6 +557,30 @@ class OperationEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OperationEvent: _TypeAlias = OperationEvent  # noqa: Y015
+
+@_typing.final
+class RetryOptimizationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/operations/{operation}"""
+    request_id: _builtins.str
+    """A UUID; the same request_id again returns the first retry's operation."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryOptimizationRequest: _TypeAlias = RetryOptimizationRequest  # noqa: Y015
 
 @_typing.final
 class GetStageLogRequest(_message.Message):

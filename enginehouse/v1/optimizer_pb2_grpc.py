@@ -47,6 +47,11 @@ class OptimizerStub(object):
                 request_serializer=enginehouse_dot_v1_dot_optimizer__pb2.WatchOperationRequest.SerializeToString,
                 response_deserializer=enginehouse_dot_v1_dot_optimizer__pb2.OperationEvent.FromString,
                 _registered_method=True)
+        self.RetryOptimization = channel.unary_unary(
+                '/enginehouse.v1.Optimizer/RetryOptimization',
+                request_serializer=enginehouse_dot_v1_dot_optimizer__pb2.RetryOptimizationRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.GetStageLog = channel.unary_unary(
                 '/enginehouse.v1.Optimizer/GetStageLog',
                 request_serializer=enginehouse_dot_v1_dot_optimizer__pb2.GetStageLogRequest.SerializeToString,
@@ -74,6 +79,14 @@ class OptimizerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryOptimization(self, request, context):
+        """Starts the request of a finished operation again, as a new operation; stages that had succeeded are reused. The model
+        and data are what their names stand for now. Response and metadata as Optimize's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStageLog(self, request, context):
         """The log of one stage of an operation.
         """
@@ -93,6 +106,11 @@ def add_OptimizerServicer_to_server(servicer, server):
                     servicer.WatchOperation,
                     request_deserializer=enginehouse_dot_v1_dot_optimizer__pb2.WatchOperationRequest.FromString,
                     response_serializer=enginehouse_dot_v1_dot_optimizer__pb2.OperationEvent.SerializeToString,
+            ),
+            'RetryOptimization': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryOptimization,
+                    request_deserializer=enginehouse_dot_v1_dot_optimizer__pb2.RetryOptimizationRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'GetStageLog': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStageLog,
@@ -156,6 +174,33 @@ class Optimizer(object):
             '/enginehouse.v1.Optimizer/WatchOperation',
             enginehouse_dot_v1_dot_optimizer__pb2.WatchOperationRequest.SerializeToString,
             enginehouse_dot_v1_dot_optimizer__pb2.OperationEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryOptimization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.Optimizer/RetryOptimization',
+            enginehouse_dot_v1_dot_optimizer__pb2.RetryOptimizationRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class OptimizerStub:
     """
     WatchOperation: _grpc.UnaryStreamMultiCallable[_optimizer_pb2.WatchOperationRequest, _optimizer_pb2.OperationEvent]
     """Streams an operation's events, past ones first, and ends when the operation is done."""
+    RetryOptimization: _grpc.UnaryUnaryMultiCallable[_optimizer_pb2.RetryOptimizationRequest, _operations_pb2.Operation]
+    """Starts the request of a finished operation again, as a new operation; stages that had succeeded are reused. The model
+    and data are what their names stand for now. Response and metadata as Optimize's.
+    """
     GetStageLog: _grpc.UnaryUnaryMultiCallable[_optimizer_pb2.GetStageLogRequest, _optimizer_pb2.StageLog]
     """The log of one stage of an operation."""
 
@@ -58,6 +62,10 @@ class OptimizerAsyncStub(OptimizerStub):
     """
     WatchOperation: _aio.UnaryStreamMultiCallable[_optimizer_pb2.WatchOperationRequest, _optimizer_pb2.OperationEvent]  # type: ignore[assignment]
     """Streams an operation's events, past ones first, and ends when the operation is done."""
+    RetryOptimization: _aio.UnaryUnaryMultiCallable[_optimizer_pb2.RetryOptimizationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Starts the request of a finished operation again, as a new operation; stages that had succeeded are reused. The model
+    and data are what their names stand for now. Response and metadata as Optimize's.
+    """
     GetStageLog: _aio.UnaryUnaryMultiCallable[_optimizer_pb2.GetStageLogRequest, _optimizer_pb2.StageLog]  # type: ignore[assignment]
     """The log of one stage of an operation."""
 
@@ -83,6 +91,16 @@ class OptimizerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_optimizer_pb2.OperationEvent], _abc.AsyncIterator[_optimizer_pb2.OperationEvent]]:
         """Streams an operation's events, past ones first, and ends when the operation is done."""
+
+    @_abc_1.abstractmethod
+    def RetryOptimization(
+        self,
+        request: _optimizer_pb2.RetryOptimizationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Starts the request of a finished operation again, as a new operation; stages that had succeeded are reused. The model
+        and data are what their names stand for now. Response and metadata as Optimize's.
+        """
 
     @_abc_1.abstractmethod
     def GetStageLog(

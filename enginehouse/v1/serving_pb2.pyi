@@ -26,19 +26,25 @@ class ServedVersion(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """At least 1."""
     engine: _builtins.str
     """projects/{project}/engines/{engine}"""
+    alias: _builtins.str
+    """projects/{project}/models/{model}/aliases/{alias}, instead of an engine: the server fills in the engine, and when the
+    alias moves it puts the version after the highest in the place of this one.
+    """
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         engine: _builtins.str = ...,
+        alias: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "engine", b"engine", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
