@@ -63,6 +63,21 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (project, key)
     ) WITHOUT ROWID;
     """,
+    # Jobs: priority, what a stage took, what results are still used, what memory to expect of a stage.
+    """
+    ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX jobs_by_end ON jobs (end_ns);
+    ALTER TABLE job_stages ADD COLUMN seconds REAL;
+    ALTER TABLE job_stages ADD COLUMN peak_memory_bytes INTEGER;
+    ALTER TABLE stage_results ADD COLUMN used_ns INTEGER NOT NULL DEFAULT 0;
+    UPDATE stage_results SET used_ns=create_ns;
+    CREATE INDEX stage_results_by_use ON stage_results (used_ns);
+    CREATE TABLE stage_costs (
+        environment TEXT NOT NULL, stage TEXT NOT NULL, input_bytes INTEGER NOT NULL,
+        peak_memory_bytes INTEGER NOT NULL,
+        PRIMARY KEY (environment, stage, input_bytes)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +126,26 @@ class Jobs:
         """Forget a job with its events."""
         self._database.execute("DELETE FROM jobs WHERE number=?", (job.number,))
         self.on_event(job.number)
+
+    def expire(self, older_than_ns: int) -> int:
+        """Forget the jobs that ended before then (Unix nanoseconds), with their events; returns how many."""
+        old = [row["number"] for row in self._database.rows("SELECT number FROM jobs WHERE end_ns<?", (older_than_ns,))]
+        with self._database.transaction():
+            for number in old:
+                self._database.execute("DELETE FROM jobs WHERE number=?", (number,))
+        for number in old:
+            self.on_event(number)
+        return len(old)
+
+    def blobs(self) -> Iterator[tuple[str, str]]:
+        """(project, digest) of the blobs that jobs name: a live job's inputs, and every job's logs."""
+        for job in self.live():
+            for digest in sorted(_digests(json.loads(job.inputs))):
+                yield job.project, digest
+        for row in self._database.rows(
+            "SELECT project, log_digest FROM job_stages JOIN jobs ON jobs.number=job_stages.job WHERE log_digest!=''"
+        ):
+            yield row["project"], row["log_digest"]
 
     def request_cancel(self, number: int) -> None:
         self._database.execute("UPDATE jobs SET cancel_requested=1 WHERE number=?", (number,))
@@ -252,6 +273,14 @@ class Jobs:
         self._database.execute(
             "INSERT INTO events VALUES (?, ?, ?)", (number, event.sequence, event.SerializeToString())
         )
+
+
+def _digests(value: Any) -> set[str]:
+    """Every digest in a JSON value. Some are not of blobs; to keep too much is safe."""
+    if isinstance(value, str):
+        return {value} if value.startswith("sha256:") else set()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set().union(*(_digests(part) for part in parts))
 
 
 def _set_time(stamp: Any, nanoseconds: int | None) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from enginehouse.artifacts import Tree
 from enginehouse_optimizer.storage.database import Database
+from enginehouse_optimizer.storage.jobs import LIVE
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,41 @@ class StageResults:
     def put(self, project: str, key: str, result: StageResult) -> None:
         """Remember a result whose blobs are all stored."""
         self._database.execute(
-            "INSERT OR REPLACE INTO stage_results VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO stage_results (project, key, tree, result, log_digest, create_ns, used_ns) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 project,
                 key,
                 json.dumps(result.tree.to_json()),
                 json.dumps(dict(result.result)),
                 result.log_digest,
-                time.time_ns(),
+                now := time.time_ns(),
+                now,
             ),
         )
+
+    def touch(self, project: str, key: str) -> None:
+        """A job takes the result now: it is not unused until long after."""
+        self._database.execute(
+            "UPDATE stage_results SET used_ns=? WHERE project=? AND key=?", (time.time_ns(), project, key)
+        )
+
+    def unused_since(self, ns: int) -> list[tuple[str, str]]:
+        """(project, key) of the results that no job has taken since then (Unix nanoseconds).
+
+        None that a live job may have taken is among them, whatever the time: it was taken after that job came.
+        """
+        rows = self._database.rows(
+            "SELECT project, key FROM stage_results WHERE used_ns<? AND used_ns<COALESCE("
+            "(SELECT MIN(create_ns) FROM jobs WHERE state IN (?, ?)), ?)",
+            (ns, *LIVE, ns),
+        )
+        return [(row["project"], row["key"]) for row in rows]
+
+    def trees(self) -> Iterator[tuple[str, Tree, str]]:
+        """(project, files, digest of the log or "") of every result: the blobs that results name."""
+        for row in self._database.rows("SELECT project, tree, log_digest FROM stage_results"):
+            yield row["project"], Tree.from_json(json.loads(row["tree"])), row["log_digest"]
 
     def forget(self, project: str, key: str) -> None:
         """Forget a result whose blobs are gone or damaged, so that the stage runs again."""
