@@ -73,3 +73,31 @@ def parse(name: str, collection: str) -> ResourceName:
     ):
         raise InvalidArgumentError(f'name {name!r} is not valid: expected "projects/{{project}}/{collection}/{{id}}"')
     return ResourceName(parts[1], collection, parts[3])
+
+
+@dataclass(frozen=True)
+class NestedName:
+    """A parsed name of a resource inside another. `str()` of it is the name; `owner` is the other's."""
+
+    owner: ResourceName
+    collection: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.owner}/{self.collection}/{self.id}"
+
+
+def parse_nested(name: str, owners: str, collection: str) -> NestedName:
+    """Parse `projects/{project}/{owners}/{owner}/{collection}/{id}`.
+
+    Raises:
+        InvalidArgumentError: `name` is not of that form.
+    """
+    parts = name.split("/")
+    expected = f'expected "projects/{{project}}/{owners}/{{id}}/{collection}/{{id}}"'
+    if len(parts) != 6 or parts[4] != collection or not _ID.fullmatch(parts[5]):
+        raise InvalidArgumentError(f"name {name!r} is not valid: {expected}")
+    try:
+        return NestedName(parse("/".join(parts[:4]), owners), collection, parts[5])
+    except InvalidArgumentError:
+        raise InvalidArgumentError(f"name {name!r} is not valid: {expected}") from None

@@ -78,6 +78,23 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (environment, stage, input_bytes)
     ) WITHOUT ROWID;
     """,
+    # Engines: pins, aliases, and what they were built for, to find them by (the index fills it in from their bodies).
+    """
+    ALTER TABLE engines ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE engines ADD COLUMN device_kind TEXT;
+    ALTER TABLE engines ADD COLUMN device_product TEXT;
+    ALTER TABLE engines ADD COLUMN compute_capability TEXT;
+    CREATE TABLE aliases (
+        project TEXT NOT NULL, model TEXT NOT NULL, id TEXT NOT NULL, engine TEXT NOT NULL,
+        etag TEXT NOT NULL, update_ns INTEGER NOT NULL,
+        PRIMARY KEY (project, model, id)
+    ) WITHOUT ROWID;
+    CREATE INDEX aliases_by_engine ON aliases (project, engine);
+    CREATE TABLE served_aliases (
+        project TEXT NOT NULL, model TEXT NOT NULL, alias TEXT NOT NULL, config TEXT NOT NULL,
+        PRIMARY KEY (project, model, alias, config)
+    ) WITHOUT ROWID;
+    """,
 )
 
 
