@@ -8,7 +8,7 @@ import numpy as np
 
 from enginehouse_worker.backends.base import Array
 from enginehouse_worker.backends.onnxruntime.session import create_session
-from enginehouse_worker.datasets import open_dataset
+from enginehouse_worker.datasets import open_dataset, read_preprocessing
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import sole_file, write_whole
 from enginehouse_worker.graphs.index import load_model
@@ -17,7 +17,7 @@ from enginehouse_worker.npy import write_npz
 from enginehouse_worker.stages.context import Stage, StageContext
 from enginehouse_worker.stages.params import Params
 
-_PARAMS = ("synthetic", "max_samples", "batch_size")
+_PARAMS = ("synthetic", "max_samples", "batch_size", "preprocessing")
 FILE = "outputs.npz"
 
 
@@ -33,6 +33,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         params.mapping("synthetic") if "synthetic" in params else None,
         signature,
         params.integer("max_samples", 2**31 - 1, 1) if "max_samples" in params else None,
+        preprocessing=read_preprocessing(params),
     )
     session = create_session(sole_file(directory, (".onnx",), "the model"))
     names = [spec.name for spec in signature.outputs]
