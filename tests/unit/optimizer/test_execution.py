@@ -12,7 +12,8 @@ from enginehouse_optimizer.notifier import Notifier
 from enginehouse_optimizer.pipeline.executor import execute
 from enginehouse_optimizer.pipeline.flights import Listener
 from enginehouse_optimizer.pipeline.inputs import Calibration, Data, Inputs, ModelInput, Synthetic, Target, Verification
-from enginehouse_optimizer.pipeline.plan import PlannedStage, make_plan
+from enginehouse_optimizer.pipeline.plan import PlannedStage
+from enginehouse_optimizer.pipeline.planner import make_plan
 from enginehouse_optimizer.storage.stage_results import StageResult
 from enginehouse_optimizer.threads import in_thread
 

@@ -16,7 +16,8 @@ from enginehouse_optimizer.pipeline.inputs import (
     Verification,
 )
 from enginehouse_optimizer.pipeline.machine import machine_facts
-from enginehouse_optimizer.pipeline.plan import Output, Upload, environments_of, make_plan
+from enginehouse_optimizer.pipeline.plan import Output, Upload
+from enginehouse_optimizer.pipeline.planner import environments_of, make_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,7 +41,9 @@ targets = st.lists(
 ).map(tuple)
 requests = st.builds(
     Inputs,
-    model=st.sampled_from([MODEL, ModelInput("projects/p/models/z", "sha256:1", architecture="vgg16", seed=3)]),
+    model=st.sampled_from(
+        [MODEL, ModelInput("projects/p/models/z", "sha256:1", architecture="vgg16", seed=3, format="zoo")]
+    ),
     targets=targets,
     verification=st.builds(Verification, data, st.integers(0, 9), st.floats(0, 1), st.floats(-200, 200)),
     calibration=st.builds(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import empty_pb2
 
-from enginehouse.artifacts import digest_json, parse_digest
+from enginehouse.artifacts import parse_digest
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
 from enginehouse.names import ResourceName, check_id, parse, parse_project
 from enginehouse.v1 import models_pb2 as pb
 from enginehouse.v1 import models_pb2_grpc
 from enginehouse_optimizer.api.datasets import inspect_npz
-from enginehouse_optimizer.pipeline.zoo import ARCHITECTURES
+from enginehouse_optimizer.api.file_kinds import check_model_file
+from enginehouse_optimizer.api.model_checks import check_preprocessing, file_digest, zoo_digest
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.jobs import Jobs
 from enginehouse_optimizer.storage.paging import Page
@@ -25,12 +25,6 @@ MODELS = "models"
 DATASETS = "datasets"
 _MAX_FILE_NAME = 255
 _MAX_LABELS = 64
-_MAX_SEED = 2**32 - 1
-# The first bytes of the formats that have a magic number.
-_MAGIC = {
-    pb.MODEL_FORMAT_KERAS: (b"PK\x03\x04", "a .keras archive (a zip file)"),
-    pb.MODEL_FORMAT_KERAS_HDF5: (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-}
 
 
 class ModelsService(models_pb2_grpc.ModelsServicer):
@@ -50,9 +44,12 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
         _check_file_name(model.file_name)
         _copy_labels(request.model.labels, model.labels)
         if request.model.format == pb.MODEL_FORMAT_ZOO:
-            self._set_zoo(model, request.model)
+            await self._set_zoo(name.project, model, request.model)
         else:
             await self._set_blob(name.project, model, request.model)
+        if request.model.HasField("preprocessing"):
+            check_preprocessing(request.model.preprocessing)
+            model.preprocessing.CopyFrom(request.model.preprocessing)
         model.create_time.GetCurrentTime()
         return self._models.create(name, model.digest, model, replace=request.allow_replace)
 
@@ -95,14 +92,14 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
         self._datasets.delete(parse(request.name, DATASETS))
         return empty_pb2.Empty()
 
-    def _set_zoo(self, model: pb.Model, given: pb.Model) -> None:
+    async def _set_zoo(self, project: str, model: pb.Model, given: pb.Model) -> None:
         if given.WhichOneof("source") != "zoo":
             raise InvalidArgumentError("a model of format ZOO needs `zoo`: an architecture and a seed")
-        check_architecture(given.zoo.architecture)
-        if not 0 <= given.zoo.seed <= _MAX_SEED:
-            raise InvalidArgumentError(f"zoo.seed is {given.zoo.seed}: expected 0 to {_MAX_SEED}")
+        model.digest = zoo_digest(given.zoo)
+        if given.zoo.weights:
+            path = await self._blob(project, given.zoo.weights)
+            model.size_bytes = path.stat().st_size
         model.zoo.CopyFrom(given.zoo)
-        model.digest = digest_json({"zoo": {"architecture": given.zoo.architecture, "seed": given.zoo.seed}})
 
     async def _set_blob(self, project: str, model: pb.Model, given: pb.Model) -> None:
         if given.format == pb.MODEL_FORMAT_UNSPECIFIED or given.format not in pb.ModelFormat.values():
@@ -110,13 +107,11 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
         if given.WhichOneof("source") != "blob":
             raise InvalidArgumentError("the model has no `blob`: upload its file with WriteBlob and name the digest")
         path = await self._blob(project, given.blob)
-        magic = _MAGIC.get(given.format)
-        if magic is not None and _head(path, len(magic[0])) != magic[0]:
-            raise InvalidArgumentError(
-                f"the blob is not {magic[1]}, which {pb.ModelFormat.Name(given.format)} means: "
-                "name the format that the file has"
-            )
-        model.blob = model.digest = given.blob
+        model.file_name = await in_thread(check_model_file, path, given.format, given.file_name)
+        model.blob = given.blob
+        model.digest = file_digest(given.blob, given.import_options)
+        if given.HasField("import_options"):
+            model.import_options.CopyFrom(given.import_options)
         model.size_bytes = path.stat().st_size
 
     async def _blob(self, project: str, digest: str) -> Path:
@@ -130,14 +125,6 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
         return await in_thread(store.path, digest)
 
 
-def check_architecture(name: str) -> None:
-    """Raises InvalidArgumentError, with close matches, when the zoo has no such architecture."""
-    if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
-        raise InvalidArgumentError(f"the zoo has no {name!r}: it has {', '.join(ARCHITECTURES)}{hint}")
-
-
 def _check_file_name(name: str) -> None:
     if len(name) > _MAX_FILE_NAME:
         raise InvalidArgumentError(f"file_name has {len(name)} characters: expected at most {_MAX_FILE_NAME}")
@@ -147,8 +134,3 @@ def _copy_labels(given: Any, target: Any) -> None:
     if len(given) > _MAX_LABELS:
         raise InvalidArgumentError(f"there are {len(given)} labels: expected at most {_MAX_LABELS}")
     target.update(given)
-
-
-def _head(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(size)

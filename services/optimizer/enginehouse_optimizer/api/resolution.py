@@ -8,12 +8,15 @@ import re
 from collections.abc import Callable
 from uuid import UUID
 
-from enginehouse.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
-from enginehouse.names import ResourceName, parse
-from enginehouse.v1 import engines_pb2, models_pb2
+from enginehouse.artifacts import parse_digest
+from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
+from enginehouse.names import parse
+from enginehouse.v1 import engines_pb2
 from enginehouse.v1 import optimizer_pb2 as pb
+from enginehouse_optimizer.api.sources import FindDataset, FindModel, check_project, dataset_data, model_input
 from enginehouse_optimizer.pipeline.backends import BACKENDS, QUANTIZED, backends_with
 from enginehouse_optimizer.pipeline.inputs import (
+    AutomaticExclusion,
     Calibration,
     Data,
     Inputs,
@@ -29,6 +32,7 @@ DEFAULT_PROFILE = (1, 8, 64)
 MAX_BATCH = 65536
 MAX_SYNTHETIC_SAMPLES = 1_000_000
 MAX_TARGETS = 32
+MAX_PRIORITY = 100
 _METHODS = {
     pb.CALIBRATION_METHOD_UNSPECIFIED: "entropy",
     pb.CALIBRATION_METHOD_ENTROPY: "entropy",
@@ -36,25 +40,30 @@ _METHODS = {
     pb.CALIBRATION_METHOD_PERCENTILE: "percentile",
     pb.CALIBRATION_METHOD_MSE: "mse",
 }
-_FILE_NAMES = {models_pb2.MODEL_FORMAT_KERAS: "model.keras", models_pb2.MODEL_FORMAT_KERAS_HDF5: "model.h5"}
 _DEFAULT_PERCENTILE = 99.99
-
-FindModel = Callable[[ResourceName], models_pb2.Model]
-FindDataset = Callable[[ResourceName], models_pb2.Dataset]
+_DEFAULT_AUTOMATIC_SQNR_DB = 20.0
 
 
-def resolve(project: str, request: pb.OptimizeRequest, find_model: FindModel, find_dataset: FindDataset) -> Inputs:
+def resolve(
+    project: str,
+    request: pb.OptimizeRequest,
+    find_model: FindModel,
+    find_dataset: FindDataset,
+    *,
+    allow_unsafe: bool = False,
+) -> Inputs:
     """What a request means.
 
     Args:
         find_model, find_dataset: look a name up, or raise NotFoundError.
+        allow_unsafe: load models that bring code of their own; the operator's decision.
 
     Raises:
-        InvalidArgumentError, FailedPreconditionError, NotFoundError, UnimplementedError: naming what is wrong.
+        InvalidArgumentError, FailedPreconditionError, NotFoundError: naming what is wrong.
     """
     check_request_id(request.request_id)
     name = parse(request.model, "models")
-    _check_project(project, name, "model")
+    check_project(project, name, "model")
     layout = request.input_layout or "keep"
     if layout not in LAYOUTS:
         raise InvalidArgumentError(f"input_layout is {layout!r}: expected one of {', '.join(LAYOUTS)}")
@@ -63,13 +72,16 @@ def resolve(project: str, request: pb.OptimizeRequest, find_model: FindModel, fi
     def data(source: pb.CalibrationSpec | pb.VerificationSpec, what: str) -> Data | None:
         if source.WhichOneof("data") == "dataset":
             dataset = parse(source.dataset, "datasets")
-            _check_project(project, dataset, f"{what}.dataset")
-            return Data(str(dataset), find_dataset(dataset).blob)
+            check_project(project, dataset, f"{what}.dataset")
+            return dataset_data(find_dataset(dataset))
         return _synthetic(source.synthetic, what) if source.WhichOneof("data") == "synthetic" else None
 
     calibration = _calibration(request, targets, data)
     verification = _verification(request, calibration, data, targets, layout)
-    return Inputs(_model(find_model(name)), targets, verification, calibration, layout)
+    _check_priority(request.priority)
+    model = model_input(find_model(name), allow_unsafe=allow_unsafe)
+    _check_model(model, targets, layout, request.fold_preprocessing)
+    return Inputs(model, targets, verification, calibration, layout, request.fold_preprocessing)
 
 
 def check_request_id(request_id: str) -> None:
@@ -81,16 +93,33 @@ def check_request_id(request_id: str) -> None:
             raise InvalidArgumentError(f"request_id {request_id!r} is not a UUID") from None
 
 
-def _model(model: models_pb2.Model) -> ModelInput:
-    if model.format == models_pb2.MODEL_FORMAT_ZOO:
-        return ModelInput(model.name, model.digest, architecture=model.zoo.architecture, seed=model.zoo.seed)
-    file_name = _FILE_NAMES.get(model.format)
-    if file_name is None:
-        raise UnimplementedError(
-            f"{model.name} has the format {models_pb2.ModelFormat.Name(model.format)}, which cannot be optimized yet: "
-            "expected a Keras file (KERAS, KERAS_HDF5) or a ZOO architecture"
+def _check_model(model: ModelInput, targets: tuple[Target, ...], layout: str, fold: bool) -> None:
+    """Raises FailedPreconditionError for targets and options that this model cannot have."""
+    frozen = sorted({target.backend for target in targets if BACKENDS[target.backend].builds_from == "freeze"})
+    if model.format == "onnx" and frozen:
+        raise FailedPreconditionError(
+            f"{model.name} is an ONNX model; {frozen[0]} engines are built from TensorFlow graphs: "
+            "upload a SavedModel, a Keras file or a frozen graph, or take another backend",
+            details={"model": model.name, "backend": frozen[0]},
         )
-    return ModelInput(model.name, model.digest, model.blob, file_name)
+    if model.format == "onnx" and layout != "keep":
+        raise FailedPreconditionError(
+            f"{model.name} is an ONNX model, whose layout stays as it is: leave input_layout {layout!r} away"
+        )
+    if fold and model.preprocessing is None:
+        raise FailedPreconditionError(
+            f"fold_preprocessing: {model.name} has no preprocessing: create the model with one (mean, deviation, bgr)"
+        )
+    if fold and frozen:
+        raise FailedPreconditionError(
+            f"fold_preprocessing: {frozen[0]} engines are built from the model's own graph, which takes what it always "
+            f"took: ask for {frozen[0]} in a request of its own"
+        )
+
+
+def _check_priority(priority: int) -> None:
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        raise InvalidArgumentError(f"priority is {priority}: expected {-MAX_PRIORITY} to {MAX_PRIORITY}")
 
 
 def _targets(request: pb.OptimizeRequest) -> tuple[Target, ...]:
@@ -157,16 +186,19 @@ def _calibration(
     if not request.HasField("calibration"):
         if quantized:
             raise InvalidArgumentError(
-                f"a target is {quantized[0]} but there is no calibration: name a dataset, or synthetic data for a trial"
+                f"a target is {quantized[0]} but there is no calibration: "
+                "name a dataset, a table, or synthetic data for a trial"
             )
         return None
     spec = request.calibration
+    if spec.WhichOneof("data") == "table":
+        return _imported(spec)
     method = _METHODS.get(spec.method)
     if method is None:
         raise InvalidArgumentError(f"calibration.method {spec.method} is unknown: expected one of CalibrationMethod's")
     source = data(spec, "calibration")
     if source is None:
-        raise InvalidArgumentError("calibration has no data: expected a dataset or synthetic data")
+        raise InvalidArgumentError("calibration has no data: expected a dataset, synthetic data, or a table")
     if spec.percentile and method != "percentile":
         raise InvalidArgumentError(f"calibration.percentile is for the method PERCENTILE, not for {method.upper()}")
     percentile = (spec.percentile or _DEFAULT_PERCENTILE) if method == "percentile" else None
@@ -175,9 +207,41 @@ def _calibration(
     if not 0 <= spec.batch_size <= 4096:
         raise InvalidArgumentError(f"calibration.batch_size is {spec.batch_size}: expected 1 to 4096, or 0")
     _check_samples(spec.max_samples, "calibration")
+    automatic = _automatic(spec.automatic_exclusion) if spec.HasField("automatic_exclusion") else None
+    return Calibration(
+        method, source, percentile, spec.max_samples, spec.batch_size, _excluded(spec), automatic=automatic
+    )
+
+
+def _imported(spec: pb.CalibrationSpec) -> Calibration:
+    """A table made elsewhere: nothing of how tables are made applies to it."""
+    for name in ("method", "percentile", "max_samples", "batch_size"):
+        if getattr(spec, name):
+            raise InvalidArgumentError(f"calibration.{name} does not go with calibration.table, which is made already")
+    if spec.HasField("automatic_exclusion"):
+        raise InvalidArgumentError(
+            "calibration.automatic_exclusion does not go with calibration.table, which has no data to measure "
+            "layers on: name the layers in calibration.exclude"
+        )
+    parse_digest(spec.table)
+    return Calibration("table", Data(), exclude=_excluded(spec), table=spec.table)
+
+
+def _excluded(spec: pb.CalibrationSpec) -> tuple[str, ...]:
     if any(not re.fullmatch(r"[^\x00-\x1f]{1,512}", item) for item in spec.exclude):
         raise InvalidArgumentError("calibration.exclude has an empty or unprintable name")
-    return Calibration(method, source, percentile, spec.max_samples, spec.batch_size, tuple(sorted(set(spec.exclude))))
+    return tuple(sorted(set(spec.exclude)))
+
+
+def _automatic(given: pb.AutomaticExclusion) -> AutomaticExclusion:
+    what = "calibration.automatic_exclusion"
+    sqnr = given.minimum_sqnr_db if given.HasField("minimum_sqnr_db") else _DEFAULT_AUTOMATIC_SQNR_DB
+    if not math.isfinite(sqnr) or not -200.0 <= sqnr <= 200.0:
+        raise InvalidArgumentError(f"{what}.minimum_sqnr_db is {sqnr}: expected -200 to 200")
+    if given.max_layers < 0:
+        raise InvalidArgumentError(f"{what}.max_layers is {given.max_layers}: expected 0 (a quarter) or more")
+    _check_samples(given.max_samples, what)
+    return AutomaticExclusion(sqnr, given.max_layers, given.max_samples)
 
 
 def _verification(
@@ -191,7 +255,7 @@ def _verification(
     # The frozen graph keeps its layout while the reference is channels first: only some data is the same for both.
     mixed = layout == "nchw" and any(BACKENDS[target.backend].builds_from == "freeze" for target in targets)
     source, max_samples = data(spec, "verification"), spec.max_samples
-    if source is None and calibration is not None:
+    if source is None and calibration is not None and not calibration.table:
         source, max_samples = calibration.data, max_samples or calibration.max_samples
     if source is None:
         source = Data(synthetic=Synthetic("images" if mixed else "normal"))
@@ -207,7 +271,7 @@ def _verification(
     sqnr = spec.minimum_sqnr_db if spec.HasField("minimum_sqnr_db") else 10.0
     if not math.isfinite(sqnr) or not -200.0 <= sqnr <= 200.0:
         raise InvalidArgumentError(f"verification.minimum_sqnr_db is {sqnr}: expected -200 to 200")
-    return Verification(source, max_samples, relative, sqnr)
+    return Verification(source, max_samples, relative, sqnr, spec.per_layer)
 
 
 def _synthetic(given: pb.SyntheticData, what: str) -> Data:
@@ -228,8 +292,3 @@ def _synthetic(given: pb.SyntheticData, what: str) -> Data:
 def _check_samples(samples: int, what: str) -> None:
     if samples < 0:
         raise InvalidArgumentError(f"{what}.max_samples is {samples}: expected 0 (all) or more")
-
-
-def _check_project(project: str, name: ResourceName, what: str) -> None:
-    if name.project != project:
-        raise InvalidArgumentError(f"{what} {name} is not in the request's project: expected one of projects/{project}")

@@ -21,7 +21,8 @@ from enginehouse.v1 import optimizer_pb2 as pb
 from enginehouse_optimizer.pipeline.executor import execute
 from enginehouse_optimizer.pipeline.flights import StageRunner
 from enginehouse_optimizer.pipeline.inputs import Inputs
-from enginehouse_optimizer.pipeline.plan import Plan, environments_of, make_plan
+from enginehouse_optimizer.pipeline.plan import Plan
+from enginehouse_optimizer.pipeline.planner import environments_of, make_plan
 from enginehouse_optimizer.pipeline.publish import engine_message, make_manifest
 from enginehouse_optimizer.pipeline.reporter import JobReporter
 from enginehouse_optimizer.pipeline.versions import EnvironmentVersions

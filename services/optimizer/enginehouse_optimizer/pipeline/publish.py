@@ -35,7 +35,6 @@ def make_manifest(
     build = results[engine.build]
     described = read_json_file(store, build.tree, "engine.json")
     measured = read_json_file(store, results[engine.verify].tree, "verification.json")
-    calibration = results[engine.calibrate].tree.find("calibration.json") if engine.calibrate else None
     stages = {stage.name: stage for name in (engine.build, engine.verify) for stage in plan.lineage(name)}
     try:
         return EngineManifest(
@@ -53,8 +52,10 @@ def make_manifest(
             max_batch_size=int(described["max_batch_size"]),
             files=build.tree.without(*_NOT_PAYLOAD),
             options=dict(engine.target.options),
-            calibration_digest=calibration.digest if calibration else "",
+            calibration_digest=_file(results, engine.calibrate, "calibration.json"),
             build_log_digest=build.log_digest,
+            sensitivity_digest=_file(results, engine.sensitivity, "sensitivity.json"),
+            layers_digest=_file(results, engine.layers, "layers.json"),
             verification={**measured, "data": inputs.verification.data.label, "measured_on": measured.get("data")},
             stages=tuple(_record(stage, plan, results[stage.name]) for stage in plan.stages if stage.name in stages),
             create_time=datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z"),
@@ -63,6 +64,12 @@ def make_manifest(
         raise InternalError(
             f"stage {engine.build!r} wrote an engine.json that is not as expected: {error!r}"
         ) from error
+
+
+def _file(results: Mapping[str, StageResult], stage: str | None, path: str) -> str:
+    """The digest of a file that a stage wrote; empty when the engine has no such stage."""
+    entry = results[stage].tree.find(path) if stage else None
+    return entry.digest if entry else ""
 
 
 def engine_message(name: str, manifest: EngineManifest, manifest_digest: str) -> pb.Engine:
@@ -86,6 +93,8 @@ def engine_message(name: str, manifest: EngineManifest, manifest_digest: str) ->
         files=[pb.EngineFile(path=f.path, digest=f.digest, size_bytes=f.size) for f in manifest.files.entries],
         manifest_digest=manifest_digest,
         build_log_digest=manifest.build_log_digest,
+        sensitivity_digest=manifest.sensitivity_digest,
+        layers_digest=manifest.layers_digest,
         size_bytes=manifest.files.size,
     )
     message.create_time.FromJsonString(manifest.create_time)
