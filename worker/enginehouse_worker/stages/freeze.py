@@ -9,7 +9,7 @@ from enginehouse_worker.files import sole_file, write_json, write_whole
 from enginehouse_worker.stages.context import Stage, StageContext
 from enginehouse_worker.stages.params import Params
 
-_PARAMS = ("zoo", "classes")
+_PARAMS = ("zoo", "classes", "format", "import", "allow_unsafe")
 _WEIGHTS = ("random", "imagenet")
 
 
