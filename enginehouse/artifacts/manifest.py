@@ -89,8 +89,6 @@ class EngineManifest:
     verification: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[StageRecord, ...] = ()
     create_time: str = ""
-    sensitivity_digest: str = ""
-    layers_digest: str = ""
 
     def to_json(self) -> str:
         """Canonical JSON."""

@@ -31,6 +31,7 @@ from enginehouse_optimizer.pipeline.flights import StageRunner, StageSlots
 from enginehouse_optimizer.pipeline.manager import JobManager
 from enginehouse_optimizer.pipeline.versions import EnvironmentVersions
 from enginehouse_optimizer.settings import OptimizerSettings
+from enginehouse_optimizer.storage.aliases import AliasStore
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.database import Database
 from enginehouse_optimizer.storage.engines import EngineIndex
@@ -88,10 +89,12 @@ class OptimizerApp:
             idle_seconds=settings.upload_idle_seconds,
         )
         self._models_api = ModelsService(models, datasets, self._blobs, jobs)
-        self._engines_api = EnginesService(engines)
+        serving = ServingStore(self._database)
+        aliases = AliasStore(self._database, serving)
+        self._engines_api = EnginesService(engines, aliases, self._blobs, self.notifier)
         self._optimizer_api = OptimizerService(models, datasets, jobs, self.manager, self._blobs, self.notifier)
         self._operations_api = OperationsService(jobs, self.manager, self.notifier)
-        self._serving_api = ServingConfigsService(ServingStore(self._database), engines, self.notifier)
+        self._serving_api = ServingConfigsService(serving, engines, aliases, self.notifier)
         _log.info("data folder opened", path=str(data_dir), environments=sorted(environments.installed))
 
     def services(self) -> Sequence[Service]:

@@ -8,11 +8,12 @@ from typing import Any
 from google.protobuf import empty_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
-from enginehouse.names import ResourceName, check_id, parse, parse_project
+from enginehouse.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from enginehouse.names import NestedName, ResourceName, check_id, parse, parse_nested, parse_project
 from enginehouse.v1 import serving_pb2 as pb
 from enginehouse.v1 import serving_pb2_grpc
 from enginehouse_optimizer.notifier import Notifier
+from enginehouse_optimizer.storage.aliases import AliasStore
 from enginehouse_optimizer.storage.engines import EngineIndex
 from enginehouse_optimizer.storage.paging import Page
 from enginehouse_optimizer.storage.serving import ServingStore
@@ -27,9 +28,10 @@ MAX_DELAY_SECONDS = 60.0
 class ServingConfigsService(serving_pb2_grpc.ServingConfigsServicer):
     """Reads, replaces and watches configurations."""
 
-    def __init__(self, store: ServingStore, engines: EngineIndex, notifier: Notifier) -> None:
+    def __init__(self, store: ServingStore, engines: EngineIndex, aliases: AliasStore, notifier: Notifier) -> None:
         self._store = store
         self._engines = engines
+        self._aliases = aliases
         self._notifier = notifier
 
     async def GetServingConfig(self, request: pb.GetServingConfigRequest, context: Any) -> pb.ServingConfig:  # noqa: N802
@@ -45,17 +47,17 @@ class ServingConfigsService(serving_pb2_grpc.ServingConfigsServicer):
     async def UpdateServingConfig(  # noqa: N802
         self, request: pb.UpdateServingConfigRequest, context: Any
     ) -> pb.ServingConfig:
-        config = request.serving_config
+        config = pb.ServingConfig()
+        config.CopyFrom(request.serving_config)
         name = parse(config.name, COLLECTION)
         check_id(name.id, "the serving configuration's id")
+        aliases = self._fill_aliases(name, config)
         engines = self._check_versions(name, config)
-        check_config(config, self._largest_batch(engines))
-        stored = pb.ServingConfig()
-        stored.CopyFrom(config)
-        stored.ClearField("generation")
-        stored.update_time.GetCurrentTime()
+        check_config(config, largest_batch(self._engines, config))
+        config.ClearField("generation")
+        config.update_time.GetCurrentTime()
         ids = {engine.id for engine in engines}
-        stored = self._store.put(name, stored, ids, allow_missing=request.allow_missing)
+        stored = self._store.put(name, config, ids, aliases, allow_missing=request.allow_missing)
         self._notifier.notify(("serving", name.project))
         return stored
 
@@ -102,9 +104,33 @@ class ServingConfigsService(serving_pb2_grpc.ServingConfigsServicer):
             engines.append(engine)
         return engines
 
-    def _largest_batch(self, engines: list[ResourceName]) -> int:
-        """The largest batch that every version takes; an engine without a batch dimension takes 1."""
-        return min(max(1, self._engines.get(engine).max_batch_size) for engine in engines)
+    def _fill_aliases(self, name: ResourceName, config: pb.ServingConfig) -> list[NestedName]:
+        """Give each version that names an alias the alias's engine; returns the aliases."""
+        aliases: dict[NestedName, int] = {}
+        for served in config.versions:
+            if not served.alias:
+                continue
+            alias = parse_nested(served.alias, "models", "aliases")
+            if alias.owner.project != name.project:
+                raise InvalidArgumentError(f"{name}: {alias} is in another project")
+            if alias in aliases:
+                raise InvalidArgumentError(
+                    f"{name}: versions {aliases[alias]} and {served.version} name {alias}: expected one that follows it"
+                )
+            aliases[alias] = served.version
+            try:
+                served.engine = self._aliases.get(alias).engine
+            except NotFoundError:
+                raise FailedPreconditionError(
+                    f"{name}: version {served.version} names {alias}, which does not exist: set it first",
+                    details={"alias": str(alias)},
+                ) from None
+        return list(aliases)
+
+
+def largest_batch(engines: EngineIndex, config: pb.ServingConfig) -> int:
+    """The largest batch that every version takes; an engine without a batch dimension takes 1."""
+    return min(max(1, engines.get(parse(version.engine, "engines")).max_batch_size) for version in config.versions)
 
 
 def check_config(config: pb.ServingConfig, largest_batch: int) -> None:

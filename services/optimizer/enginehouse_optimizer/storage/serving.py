@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from uuid import uuid4
 
 from enginehouse.errors import AbortedError, NotFoundError
-from enginehouse.names import ResourceName
+from enginehouse.names import NestedName, ResourceName
 from enginehouse.v1 import serving_pb2
 from enginehouse_optimizer.storage.database import Database
 from enginehouse_optimizer.storage.paging import Page
+
+Check = Callable[[serving_pb2.ServingConfig], None]
+"""Raises when a configuration cannot be served."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,20 @@ class ServingStore:
         return 0 if row is None else int(row["revision"])
 
     def put(
-        self, name: ResourceName, config: serving_pb2.ServingConfig, engines: set[str], *, allow_missing: bool
+        self,
+        name: ResourceName,
+        config: serving_pb2.ServingConfig,
+        engines: set[str],
+        aliases: Iterable[NestedName] = (),
+        *,
+        allow_missing: bool,
     ) -> serving_pb2.ServingConfig:
         """Replace a configuration; returns it with its new etag and generation.
 
         Args:
             config: checked, with `update_time` set; its etag, when set, must be the current one's.
             engines: ids of the engines that it names.
+            aliases: the aliases that it names.
 
         Raises:
             NotFoundError: there is none, and `allow_missing` is not set.
@@ -83,18 +94,12 @@ class ServingStore:
                     "read it again and repeat the change",
                     details={"etag": current},
                 )
-            stored = serving_pb2.ServingConfig()
-            stored.CopyFrom(config)
-            stored.name = str(name)
-            stored.etag = uuid4().hex
-            stored.generation = (0 if row is None else int(row["generation"])) + 1
-            self._database.execute(
-                "INSERT OR REPLACE INTO serving_configs VALUES (?, ?, ?, ?, ?)",
-                (name.project, name.id, stored.generation, stored.etag, stored.SerializeToString()),
-            )
-            self._forget_engines(name)
-            for engine in sorted(engines):
-                self._database.execute("INSERT INTO served_engines VALUES (?, ?, ?)", (name.project, name.id, engine))
+            stored = self._store(name, config, 0 if row is None else int(row["generation"]), engines)
+            self._database.execute("DELETE FROM served_aliases WHERE project=? AND config=?", (name.project, name.id))
+            for alias in sorted(set(aliases), key=str):
+                self._database.execute(
+                    "INSERT INTO served_aliases VALUES (?, ?, ?, ?)", (name.project, alias.owner.id, alias.id, name.id)
+                )
             self._advance(name.project)
         return stored
 
@@ -106,7 +111,54 @@ class ServingStore:
             ):
                 raise NotFoundError(f"{name} does not exist", details={"name": str(name)})
             self._forget_engines(name)
+            self._database.execute("DELETE FROM served_aliases WHERE project=? AND config=?", (name.project, name.id))
             self._advance(name.project)
+
+    def users(self, alias: NestedName) -> list[str]:
+        """Ids of the configurations that name an alias."""
+        rows = self._database.rows(
+            "SELECT config FROM served_aliases WHERE project=? AND model=? AND alias=? ORDER BY config",
+            (alias.owner.project, alias.owner.id, alias.id),
+        )
+        return [str(row["config"]) for row in rows]
+
+    def follow(self, alias: NestedName, engine: ResourceName, check: Check) -> bool:
+        """Put an alias's new engine into every configuration that names it; returns whether there is one.
+
+        Args:
+            check: called with each changed configuration; what it raises stops all of it.
+        """
+        project = alias.owner.project
+        with self._database.transaction():
+            users = self.users(alias)
+            for config_id in users:
+                name = ResourceName(project, "servingConfigs", config_id)
+                config = moved(self.get(name), str(alias), str(engine))
+                check(config)
+                config.update_time.GetCurrentTime()
+                engines = {version.engine.rsplit("/", 1)[-1] for version in config.versions}
+                self._store(name, config, config.generation, engines)
+            if users:
+                self._advance(project)
+        return bool(users)
+
+    def _store(
+        self, name: ResourceName, config: serving_pb2.ServingConfig, generation: int, engines: set[str]
+    ) -> serving_pb2.ServingConfig:
+        """Write a configuration as the generation after `generation`, with a new etag."""
+        stored = serving_pb2.ServingConfig()
+        stored.CopyFrom(config)
+        stored.name = str(name)
+        stored.etag = uuid4().hex
+        stored.generation = generation + 1
+        self._database.execute(
+            "INSERT OR REPLACE INTO serving_configs VALUES (?, ?, ?, ?, ?)",
+            (name.project, name.id, stored.generation, stored.etag, stored.SerializeToString()),
+        )
+        self._forget_engines(name)
+        for engine in sorted(engines):
+            self._database.execute("INSERT INTO served_engines VALUES (?, ?, ?)", (name.project, name.id, engine))
+        return stored
 
     def _forget_engines(self, name: ResourceName) -> None:
         self._database.execute("DELETE FROM served_engines WHERE project=? AND config=?", (name.project, name.id))
@@ -116,3 +168,17 @@ class ServingStore:
             "INSERT INTO revisions VALUES (?, 1) ON CONFLICT (project) DO UPDATE SET revision = revision + 1",
             (project,),
         )
+
+
+def moved(config: serving_pb2.ServingConfig, alias: str, engine: str) -> serving_pb2.ServingConfig:
+    """The configuration after an alias moved: the version after the highest in the place of the one that names it.
+
+    A new number, so that an inference process loads the new engine beside the old one and clients see which answered.
+    """
+    changed = serving_pb2.ServingConfig()
+    changed.CopyFrom(config)
+    highest = max((version.version for version in config.versions), default=0)
+    del changed.versions[:]
+    changed.versions.extend(version for version in config.versions if version.alias != alias)
+    changed.versions.add(version=highest + 1, engine=engine, alias=alias)
+    return changed
