@@ -11,28 +11,42 @@ Promises:
 - `path()` verifies. Hashing each time would cost as much as reading, so a blob is hashed once in each process and again
   only when its inode, size or modification time changed since. One that does not match goes to quarantine, and from
   then on it is as if it had never been stored: a new upload repairs it.
+- A blob that somebody wrote or asked for lately is young, whatever its file's age: `collect()` leaves it.
 - Bytes of a partial upload are a prefix of what was sent; they are not synced until `finish()`, which hashes the whole.
   After a power cut a partial may hold wrong bytes: `finish()` then answers DATA_LOSS and drops it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
-from enginehouse.artifacts.digest import digest_bytes, digest_file, digest_stream, parse_digest
+from enginehouse.artifacts.digest import PREFIX, digest_bytes, digest_file, digest_stream, parse_digest
 from enginehouse.artifacts.files import READ_ONLY, storage_error, sync_directory, write_all
-from enginehouse.errors import DataLossError, FailedPreconditionError, NotFoundError, OutOfRangeError
+from enginehouse.artifacts.quarantine import Quarantine
+from enginehouse.artifacts.uploads import Uploads
+from enginehouse.artifacts.uses import Uses
+from enginehouse.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutOfRangeError,
+)
 
-_TEMPORARY = "tmp-"
+
+@dataclass(frozen=True)
+class StoredBlob:
+    """A complete blob: `size` in bytes, `modified_ns` in Unix nanoseconds."""
+
+    digest: str
+    size: int
+    modified_ns: int
 
 
 @dataclass(frozen=True)
@@ -60,16 +74,22 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._blobs = root / "sha256"
-        self._partial = root / "partial"
-        self._quarantine = root / "quarantine"
+        self.uploads = Uploads(root / "partial")
+        self.quarantine = Quarantine(root / "quarantine")
         self._seen: dict[str, _Seen] = {}
         self._seen_lock = threading.Lock()
+        self._uses = Uses()
 
     # Reading
 
+    def touch(self, digest: str) -> None:
+        """Somebody is about to use the blob, if there is one: `collect()` leaves it for now. Say so before looking."""
+        parse_digest(digest)
+        self._uses.touch(digest)
+
     def has(self, digest: str) -> bool:
         """Whether the blob is complete. Looks at the name only: `path()` also verifies."""
-        return self._location(digest).is_file()
+        return self._here(digest)
 
     def size(self, digest: str) -> int:
         """Size in bytes.
@@ -90,6 +110,7 @@ class BlobStore:
             DataLossError: its bytes do not match; it has been moved to quarantine.
         """
         location = self._location(digest)
+        self.touch(digest)
         try:
             seen = _Seen.of(location.stat())
             with self._seen_lock:
@@ -101,9 +122,10 @@ class BlobStore:
         except OSError as error:
             raise storage_error(error, f"reading {digest}") from error
         if actual != digest:
-            self._put_away(digest, location)
+            self.put_away(digest)
             raise DataLossError(
-                f"{digest} held other bytes (of {actual}); it is now in {self._quarantine}. Upload or build it again",
+                f"{digest} held other bytes (of {actual}); it is now in {self.quarantine.folder}. Upload or build it "
+                "again",
                 details={"digest": digest},
             )
         with self._seen_lock:
@@ -129,7 +151,7 @@ class BlobStore:
         digest = digest_bytes(data)
         if self._intact(digest):
             return digest
-        with self._temporary("storing bytes") as beside:
+        with self.uploads.temporary("storing bytes") as beside:
             beside.write_bytes(data)
             self._publish(beside, digest)
         return digest
@@ -145,7 +167,7 @@ class BlobStore:
             ResourceExhaustedError: the disk is full.
             InternalError: the file cannot be read.
         """
-        with self._temporary(f"storing {source.name}") as beside:
+        with self.uploads.temporary(f"storing {source.name}") as beside:
             if move:
                 shutil.move(source, beside)
             else:
@@ -159,9 +181,10 @@ class BlobStore:
 
     def committed_bytes(self, digest: str) -> int:
         """Bytes that an upload may skip: the whole size when the blob is complete, 0 when nothing is known of it."""
-        for location in (self._location(digest), self._upload(digest)):
-            with suppress(FileNotFoundError):
-                return location.stat().st_size
+        with suppress(NotFoundError):
+            return self.size(digest)
+        with suppress(FileNotFoundError):
+            return self.uploads.path(digest).stat().st_size
         return 0
 
     def append(self, digest: str, offset: int, data: bytes) -> int:
@@ -171,11 +194,11 @@ class BlobStore:
             OutOfRangeError: `offset` is not what `committed_bytes` says.
             ResourceExhaustedError: the disk is full; what was committed before stays.
         """
-        self._partial.mkdir(parents=True, exist_ok=True)
-        with self._locked_upload(digest, create=True) as descriptor:
+        self.touch(digest)
+        with self.uploads.locked(digest, create=True, finished=lambda: self._here(digest)) as descriptor:
             # Under the lock: another writer may have finished the blob while we waited for it.
-            if self.has(digest):
-                self._upload(digest).unlink(missing_ok=True)
+            if self._here(digest):
+                self.uploads.drop(digest)
                 return self.size(digest)
             committed = os.fstat(descriptor).st_size
             if offset != committed:
@@ -197,12 +220,12 @@ class BlobStore:
             FailedPreconditionError: fewer than `size` bytes are committed.
             DataLossError: the bytes do not match the digest, or are too many; the upload is dropped.
         """
+        self.touch(digest)
         if self.has(digest):
             return self._finished(digest, size)
-        self._partial.mkdir(parents=True, exist_ok=True)
-        with self._locked_upload(digest, create=size == 0) as descriptor:
-            if self.has(digest):
-                self._upload(digest).unlink(missing_ok=True)
+        with self.uploads.locked(digest, create=size == 0, finished=lambda: self._here(digest)) as descriptor:
+            if self._here(digest):
+                self.uploads.drop(digest)
                 return self._finished(digest, size)
             committed = os.fstat(descriptor).st_size
             if committed < size:
@@ -210,7 +233,7 @@ class BlobStore:
                     f"the upload of {digest} has {committed} of {size} bytes: send the rest first",
                     details={"committed_bytes": str(committed)},
                 )
-            upload = self._upload(digest)
+            upload = self.uploads.path(digest)
             with os.fdopen(os.dup(descriptor), "rb") as stream:
                 stream.seek(0)
                 actual = digest_stream(stream)
@@ -226,28 +249,52 @@ class BlobStore:
 
     def drop(self, digest: str) -> None:
         """Forget an unfinished upload."""
-        self._upload(digest).unlink(missing_ok=True)
+        self.uploads.drop(digest)
+
+    # Keeping house
+
+    def listing(self) -> Iterator[StoredBlob]:
+        """Every complete blob, by its name; bytes are not looked at."""
+        for path in self._blobs.glob("??/*"):
+            with suppress(FileNotFoundError, InvalidArgumentError):
+                parse_digest(digest := PREFIX + path.name)
+                status = path.stat()
+                yield StoredBlob(digest, status.st_size, status.st_mtime_ns)
+
+    def collect(self, digests: Sequence[str], before_ns: int) -> list[str]:
+        """Remove those of the blobs that nobody wrote or asked for since `before_ns`; returns which went."""
+        with self._uses.leaving(digests, before_ns) as chosen:
+            self._remove(chosen)
+        return chosen
 
     def delete(self, digest: str) -> None:
         """Remove a blob; nothing happens when there is none. Readers that have it open keep their bytes."""
-        self._location(digest).unlink(missing_ok=True)
+        parse_digest(digest)
+        with self._uses.leaving([digest], 1 << 63) as chosen:
+            self._remove(chosen)
+
+    def actual_digest(self, digest: str) -> str:
+        """The digest that the stored bytes have now, all of them read again.
+
+        Raises:
+            NotFoundError: there is no such blob.
+        """
+        try:
+            return digest_file(self._location(digest))
+        except FileNotFoundError:
+            raise self._missing(digest) from None
+        except OSError as error:
+            raise storage_error(error, f"reading {digest}") from error
+
+    def put_away(self, digest: str) -> None:
+        """Put a blob whose bytes are wrong into quarantine: from then on it is as if it had never been stored."""
+        self.quarantine.put(self._location(digest))
         with self._seen_lock:
             self._seen.pop(digest, None)
 
     def sweep(self, older_than_seconds: float, *, alone: bool = False) -> int:
-        """Remove what crashed writers and abandoned uploads left; returns how many files went.
-
-        Args:
-            alone: nobody writes now, so that files on their way in are a crash's, whatever their age.
-        """
-        horizon = time.time() - older_than_seconds
-        removed = 0
-        for path in self._partial.glob("*"):
-            with suppress(FileNotFoundError):
-                if (alone and path.name.startswith(_TEMPORARY)) or path.stat().st_mtime < horizon:
-                    path.unlink()
-                    removed += 1
-        return removed
+        """Remove what crashed writers and abandoned uploads left, as `Uploads.sweep` does."""
+        return self.uploads.sweep(older_than_seconds, alone=alone)
 
     # Internals
 
@@ -255,8 +302,14 @@ class BlobStore:
         digits = parse_digest(digest)
         return self._blobs / digits[:2] / digits
 
-    def _upload(self, digest: str) -> Path:
-        return self._partial / parse_digest(digest)
+    def _here(self, digest: str) -> bool:
+        return self._location(digest).is_file()
+
+    def _remove(self, digests: Sequence[str]) -> None:
+        for digest in digests:
+            self._location(digest).unlink(missing_ok=True)
+            with self._seen_lock:
+                self._seen.pop(digest, None)
 
     def _missing(self, digest: str) -> NotFoundError:
         return NotFoundError(f"there is no blob {digest}", details={"digest": digest})
@@ -281,6 +334,7 @@ class BlobStore:
         location.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(beside, os.O_RDONLY)
         try:
+            os.utime(descriptor)  # it becomes a blob now, however long ago its bytes were written
             os.fsync(descriptor)
             seen = _Seen.of(os.fstat(descriptor))
             beside.rename(location)
@@ -292,46 +346,3 @@ class BlobStore:
         sync_directory(self._blobs)
         with self._seen_lock:
             self._seen[digest] = seen
-
-    def _put_away(self, digest: str, location: Path) -> None:
-        self._quarantine.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            location.rename(self._quarantine / f"{location.name}.{uuid4().hex[:8]}")
-        with self._seen_lock:
-            self._seen.pop(digest, None)
-
-    @contextmanager
-    def _temporary(self, doing: str) -> Iterator[Path]:
-        path = self._partial / f"{_TEMPORARY}{uuid4().hex}"
-        try:
-            self._partial.mkdir(parents=True, exist_ok=True)
-            yield path
-        except OSError as error:
-            raise storage_error(error, doing) from error
-        finally:
-            path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _locked_upload(self, digest: str, *, create: bool) -> Iterator[int]:
-        """The upload's file, locked against other threads and processes."""
-        path = self._upload(digest)
-        while True:
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
-            except FileNotFoundError:
-                if self.has(digest):  # finished meanwhile: the caller looks again under the lock
-                    create = True
-                    continue
-                raise FailedPreconditionError(f"no upload of {digest} has begun: send its bytes first") from None
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # Whoever held the lock may have published or dropped the file: the name is then another's, or none's.
-                try:
-                    same = os.path.samestat(os.fstat(descriptor), path.stat())
-                except FileNotFoundError:
-                    same = False
-                if same:
-                    yield descriptor
-                    return
-            finally:
-                os.close(descriptor)
