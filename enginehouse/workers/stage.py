@@ -22,7 +22,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,9 @@ from enginehouse.workers.memory import group_memory_bytes, out_of_memory_kills
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 RESULT = "result.json"
+# What an operator sets to change a limit: errors name it.
+TIME_SETTING = "ENGINEHOUSE_STAGE_TIMEOUT_SECONDS"
+MEMORY_SETTING = "ENGINEHOUSE_STAGE_MEMORY_BYTES"
 LOG_END_BYTES = 4096
 _WATCH_SECONDS = 0.25
 # Descendants that keep the event pipe open are killed with the group; this is how long their end may take.
@@ -78,6 +81,7 @@ async def run_stage(
     *,
     log: Path,
     progress: Progress,
+    started: Callable[[int], None] = lambda group: None,
     limits: StageLimits = StageLimits(),
     variables: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -86,6 +90,7 @@ async def run_stage(
     Args:
         log: file that takes what the stage writes to its standard output and error; the spec is written beside it.
         progress: called in the event loop with each fraction in [0, 1] and message.
+        started: called with the number of the stage's process group once it is there.
         variables: the stage's environment variables; those of this process when None.
 
     Raises:
@@ -112,6 +117,7 @@ async def run_stage(
         raise UnavailableError(f"cannot start {environment.python} for stage {spec.stage!r}: {error}") from error
     finally:
         os.close(write_end)
+    started(process.pid)
     events = asyncio.ensure_future(_read_events(read_end, progress))
     try:
         stopped = await _supervise(process, spec, limits)
@@ -172,14 +178,16 @@ async def _supervise(
             return None
         if watch.done():
             _signal_group(process, signal.SIGKILL)
+            used, limit = watch.result(), limits.memory_bytes or 0
             return ResourceExhaustedError(
-                f"stage {spec.stage!r} used {watch.result() / 2**30:.1f} GiB of memory, over its limit of "
-                f"{(limits.memory_bytes or 0) / 2**30:.1f} GiB: use smaller batches, or raise the limit",
-                details={"stage": spec.stage},
+                f"stage {spec.stage!r} used {used / 2**30:.1f} GiB of memory, over its limit of "
+                f"{limit / 2**30:.1f} GiB, and was killed: use smaller batches, or raise {MEMORY_SETTING}",
+                details={"stage": spec.stage, "limit_bytes": str(limit), "used_bytes": str(used)},
             )
         return DeadlineExceededError(
-            f"stage {spec.stage!r} ran longer than its limit of {limits.seconds:g} s and was stopped",
-            details={"stage": spec.stage},
+            f"stage {spec.stage!r} ran longer than its limit of {limits.seconds:g} s and was stopped: "
+            f"raise {TIME_SETTING}, or give it less to do",
+            details={"stage": spec.stage, "limit_seconds": f"{limits.seconds:g}"},
         )
     finally:
         watch.cancel()

@@ -27,8 +27,9 @@ from enginehouse_optimizer.api.optimizer import OptimizerService
 from enginehouse_optimizer.api.serving import ServingConfigsService
 from enginehouse_optimizer.lock import DataDirLock
 from enginehouse_optimizer.notifier import Notifier
-from enginehouse_optimizer.pipeline.flights import StageRunner, StageSlots
+from enginehouse_optimizer.pipeline.flights import StageRunner
 from enginehouse_optimizer.pipeline.manager import JobManager
+from enginehouse_optimizer.pipeline.slots import StageQueue, StageSlots
 from enginehouse_optimizer.pipeline.versions import EnvironmentVersions
 from enginehouse_optimizer.settings import OptimizerSettings
 from enginehouse_optimizer.storage.aliases import AliasStore
@@ -38,6 +39,7 @@ from enginehouse_optimizer.storage.engines import EngineIndex
 from enginehouse_optimizer.storage.jobs import Jobs
 from enginehouse_optimizer.storage.resources import Resources
 from enginehouse_optimizer.storage.serving import ServingStore
+from enginehouse_optimizer.storage.stage_costs import StageCosts
 from enginehouse_optimizer.storage.stage_results import StageResults
 from enginehouse_optimizer.threads import in_thread
 
@@ -71,8 +73,22 @@ class OptimizerApp:
         limits = StageLimits(
             settings.stage_timeout_seconds, settings.stage_memory_bytes or None, settings.stage_grace_seconds
         )
-        slots = StageSlots(settings.max_running_stages, settings.stages_per_environment, settings.environment_stages)
-        runner = StageRunner(StageResults(self._database), self._blobs, environments, self._work_dir, limits, slots)
+        slots = StageSlots(
+            settings.max_running_stages,
+            settings.stages_per_environment,
+            settings.environment_stages,
+            settings.stage_slots,
+            settings.stage_memory_budget_bytes,
+        )
+        runner = StageRunner(
+            StageResults(self._database),
+            StageCosts(self._database),
+            self._blobs,
+            environments,
+            self._work_dir,
+            limits,
+            StageQueue(slots),
+        )
         self.manager = JobManager(
             jobs,
             engines,

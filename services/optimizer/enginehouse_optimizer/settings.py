@@ -26,12 +26,25 @@ class OptimizerSettings(ServerSettings):
         default_factory=dict,
         description='The same for named environments, as JSON: {"onnxruntime": 2}.',
     )
+    stage_slots: dict[str, PositiveInt] = Field(
+        default_factory=lambda: {"freeze": 1, "convert": 1},
+        description='Stages of a kind that run at once, in all environments together, as JSON: {"convert": 1}.',
+    )
+    stage_memory_budget_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory that running stages may take together: a stage waits until what is expected of it fits. "
+        "0: what the machine or container has.",
+    )
     stage_timeout_seconds: float = Field(3600.0, gt=0, description="A stage that runs longer is stopped.")
     stage_memory_bytes: int = Field(
         0, ge=0, description="Resident memory at which a stage is killed; 0: no limit but the machine's."
     )
     stage_grace_seconds: float = Field(
         5.0, ge=0, description="What a stage may take to end after SIGTERM before it is killed."
+    )
+    operation_retention_seconds: float = Field(
+        30 * 86400.0, ge=0, description="Operations that ended longer ago than this are forgotten; 0 keeps them."
     )
     max_blob_bytes: int = Field(64 << 30, ge=1, description="Size of the largest upload.")
     max_concurrent_uploads: int = Field(16, ge=1, description="Uploads at once; more answer RESOURCE_EXHAUSTED.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 import pytest
 from enginehouse_optimizer.pipeline import manager
+
+from enginehouse.errors import ResourceExhaustedError
 
 
 async def test_an_end_that_a_full_disk_refuses_is_written_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ async def test_an_end_that_a_full_disk_refuses_is_written_later(monkeypatch: pyt
         nonlocal tries
         tries += 1
         if tries < 3:
-            raise sqlite3.OperationalError("database or disk is full")
+            raise ResourceExhaustedError("database or disk is full")
 
     await manager._written(end)
     assert tries == 3

@@ -9,7 +9,7 @@ from typing import Any
 
 from google.longrunning import operations_pb2 as pb
 from google.longrunning import operations_pb2_grpc
-from google.protobuf import empty_pb2
+from google.protobuf import empty_pb2, timestamp_pb2
 
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
 from enginehouse.names import parse, parse_project
@@ -25,16 +25,21 @@ _STATES = {
     for name, number in optimizer_pb2.JobState.items()
     if number != optimizer_pb2.JOB_STATE_UNSPECIFIED
 }
-_TERM = re.compile(r'(done|state|model)\s*=\s*(?:"([^"]*)"|(\S+))')
-_FILTER_HELP = 'expected terms done=true, done=false, state=RUNNING or model="projects/..." joined by AND'
+_TERM = re.compile(r'(done|state|model|create_time)\s*(=|<=|>=|<|>)\s*(?:"([^"]*)"|(\S+))')
+_FILTER_HELP = (
+    'expected terms done=true, done=false, state=RUNNING, model="projects/..." or create_time>="2026-01-31T12:00:00Z" '
+    "(or <, <=, >) joined by AND"
+)
+_FOREVER = (0, 1 << 62)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What a list shows: jobs in these states, and of this model when it is set."""
+    """What a list shows: jobs in these states, of this model when it is set, created between two times (Unix ns)."""
 
     states: tuple[int, ...]
     model: str = ""
+    created: tuple[int, int] = _FOREVER
 
 
 def parse_filter(text: str) -> Filter:
@@ -43,13 +48,21 @@ def parse_filter(text: str) -> Filter:
     Raises:
         InvalidArgumentError: it is not of the form that the message says.
     """
-    states, model = set(_STATES.values()), ""
+    states, model, (earliest, latest) = set(_STATES.values()), "", _FOREVER
     for term in re.split(r"\s+AND\s+", text.strip()) if text.strip() else []:
         match = _TERM.fullmatch(term.strip())
         if match is None:
             raise InvalidArgumentError(f"filter {text!r} is not understood: {_FILTER_HELP}")
-        field, value = match.group(1), match.group(2) or match.group(3) or ""
-        if field == "model":
+        field, comparison, value = match.group(1), match.group(2), match.group(3) or match.group(4) or ""
+        if field == "create_time" and comparison != "=":
+            time_ns = _time_ns(value, text)
+            if comparison.startswith(">"):
+                earliest = max(earliest, time_ns + (comparison == ">"))
+            else:
+                latest = min(latest, time_ns - (comparison == "<"))
+        elif comparison != "=" or field == "create_time":
+            raise InvalidArgumentError(f"filter {text!r} compares {field} by {comparison}: {_FILTER_HELP}")
+        elif field == "model":
             model = value
         elif field == "done" and value in ("true", "false"):
             states &= {state for state in states if (state not in LIVE) == (value == "true")}
@@ -57,7 +70,18 @@ def parse_filter(text: str) -> Filter:
             states &= {_STATES[value.removeprefix("JOB_STATE_")]}
         else:
             raise InvalidArgumentError(f"filter {text!r} has an unknown value {value!r}: {_FILTER_HELP}")
-    return Filter(tuple(sorted(states)), model)
+    return Filter(tuple(sorted(states)), model, (earliest, latest))
+
+
+def _time_ns(value: str, text: str) -> int:
+    stamp = timestamp_pb2.Timestamp()
+    try:
+        stamp.FromJsonString(value)
+    except ValueError:
+        raise InvalidArgumentError(
+            f"filter {text!r} has {value!r} for a time: expected RFC 3339 such as 2026-01-31T12:00:00Z"
+        ) from None
+    return stamp.ToNanoseconds()
 
 
 class OperationsService(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc, unused-ignore]
@@ -77,7 +101,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):  # type: ignore
         project = parse_project(request.name.removesuffix(f"/{COLLECTION}"))
         wanted = parse_filter(request.filter)
         page = Page.of(request.page_size, request.page_token)
-        jobs, token = self._jobs.page(project, page, states=wanted.states, model=wanted.model)
+        jobs, token = self._jobs.page(project, page, states=wanted.states, model=wanted.model, created=wanted.created)
         return pb.ListOperationsResponse(operations=[self._jobs.operation(job) for job in jobs], next_page_token=token)
 
     async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> empty_pb2.Empty:  # noqa: N802

@@ -9,7 +9,7 @@ from typing import Any
 from google.longrunning import operations_pb2
 
 from enginehouse.artifacts import BlobStore
-from enginehouse.errors import NotFoundError
+from enginehouse.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from enginehouse.names import parse, parse_project
 from enginehouse.v1 import models_pb2, optimizer_pb2_grpc
 from enginehouse.v1 import optimizer_pb2 as pb
@@ -24,6 +24,7 @@ from enginehouse_optimizer.threads import in_thread
 
 OPERATIONS = "operations"
 MAX_LOG_BYTES = 1 << 20
+MAX_PRIORITY = 100
 _EVENTS_AT_ONCE = 256
 
 
@@ -49,12 +50,34 @@ class OptimizerService(optimizer_pb2_grpc.OptimizerServicer):
     async def Optimize(self, request: pb.OptimizeRequest, context: Any) -> operations_pb2.Operation:  # noqa: N802
         project = parse_project(request.parent)
         check_request_id(request.request_id)
+        _check_priority(request.priority)
         # A repeated request is answered before it is checked: its model may be gone by now.
         if request.request_id and (job := self._jobs.by_request_id(project, request.request_id)) is not None:
             return self._jobs.operation(job)
+        return await self._start(project, request)
+
+    async def RetryOptimization(  # noqa: N802
+        self, request: pb.RetryOptimizationRequest, context: Any
+    ) -> operations_pb2.Operation:
+        name = parse(request.name, OPERATIONS)
+        check_request_id(request.request_id)
+        job = self._jobs.get(name.project, name.id)
+        if request.request_id and (again := self._jobs.by_request_id(name.project, request.request_id)) is not None:
+            if again.number == job.number:
+                raise InvalidArgumentError(
+                    f"request_id {request.request_id} is that of {job.name} itself: give the retry one of its own"
+                )
+            return self._jobs.operation(again)
+        if not job.done:
+            raise FailedPreconditionError(f"{job.name} is not done: wait for it, or cancel it first")
+        retry = pb.OptimizeRequest()
+        retry.CopyFrom(job.request)
+        retry.request_id = request.request_id
+        return await self._start(name.project, retry)
+
+    async def _start(self, project: str, request: pb.OptimizeRequest) -> operations_pb2.Operation:
         inputs = resolve(project, request, self._models.get, self._datasets.get)
-        job = await self._manager.submit(project, request, inputs)
-        return self._jobs.operation(job)
+        return self._jobs.operation(await self._manager.submit(project, request, inputs))
 
     async def WatchOperation(  # noqa: N802
         self, request: pb.WatchOperationRequest, context: Any
@@ -91,6 +114,11 @@ class OptimizerService(optimizer_pb2_grpc.OptimizerServicer):
         else:
             text = ""
         return pb.StageLog(stage=request.stage, text=text)
+
+
+def _check_priority(priority: int) -> None:
+    if abs(priority) > MAX_PRIORITY:
+        raise InvalidArgumentError(f"priority is {priority}: expected {-MAX_PRIORITY} to {MAX_PRIORITY}")
 
 
 def _stored_log(store: BlobStore, digest: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Mapping
 from typing import Protocol
 
 import structlog
 
 from enginehouse.artifacts import Tree
+from enginehouse.artifacts.files import storage_error
 from enginehouse.errors import EnginehouseError, InternalError
 from enginehouse_optimizer.pipeline.flights import Listener
 from enginehouse_optimizer.pipeline.plan import Output, Plan, PlannedStage
@@ -91,7 +93,9 @@ async def _stage(
 
 
 def _failure(stage: PlannedStage, error: Exception) -> EnginehouseError:
-    if not isinstance(error, EnginehouseError):  # a bug of ours, or a disk that does not answer
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = storage_error(error, "preparing it")
+    elif not isinstance(error, EnginehouseError):  # a bug of ours, or a disk that does not answer
         _log.exception("stage broke", stage=stage.name)
         error = InternalError(f"{type(error).__name__}: {error} (the server's log has more)")
     return type(error)(

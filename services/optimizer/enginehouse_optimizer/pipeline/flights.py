@@ -14,12 +14,14 @@ from uuid import uuid4
 
 import structlog
 
-from enginehouse.artifacts import BlobStore, Tree, TreeEntry, materialize, store_tree
+from enginehouse.artifacts import BlobStore, Tree, TreeEntry, digest_json, materialize, store_tree
 from enginehouse.errors import DataLossError, EnginehouseError, InternalError, NotFoundError
 from enginehouse.workers.environments import WorkerEnvironments
 from enginehouse.workers.stage import StageLimits, StageSpec, run_stage
 from enginehouse_optimizer.pipeline.plan import PlannedStage, Upload
+from enginehouse_optimizer.pipeline.slots import Demand, Holding, StageQueue, Urgency
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
+from enginehouse_optimizer.storage.stage_costs import StageCosts
 from enginehouse_optimizer.storage.stage_results import StageResult, StageResults
 from enginehouse_optimizer.threads import in_thread
 
@@ -32,6 +34,13 @@ _log = structlog.get_logger("stages")
 class Listener(Protocol):
     """Told, in the event loop, what becomes of a stage that a job wants."""
 
+    @property
+    def urgency(self) -> Urgency:
+        """How soon its job wants it."""
+
+    def waiting(self, message: str) -> None:
+        """It cannot start yet, for this reason."""
+
     def reused(self, log_digest: str) -> None:
         """Its result was stored."""
 
@@ -43,6 +52,9 @@ class Listener(Protocol):
     def logged(self, log_digest: str) -> None:
         """It has ended, well or not, and left this log."""
 
+    def measured(self, seconds: float | None, peak_memory_bytes: int | None) -> None:
+        """What the run that made its result took, now or when it was stored."""
+
 
 @dataclass(eq=False)
 class _Flight:
@@ -51,11 +63,19 @@ class _Flight:
     task: asyncio.Task[StageResult] | None = None
     listeners: list[Listener] = field(default_factory=list)
     log: Path | None = None
+    log_digest: str = ""
     last: tuple[float, str] | None = None
+
+    def urgency(self) -> Urgency:
+        """As urgent as the most urgent of the jobs that want it."""
+        return min((listener.urgency for listener in self.listeners), default=(0, 0))
 
     def tell(self, what: Callable[[Listener], None]) -> None:
         for listener in list(self.listeners):
             what(listener)
+
+    def waits(self, message: str) -> None:
+        self.tell(lambda listener: listener.waiting(message))
 
     def join(self, listener: Listener) -> None:
         self.listeners.append(listener)
@@ -65,35 +85,26 @@ class _Flight:
             listener.progress(*self.last)
 
 
-@dataclass(frozen=True)
-class StageSlots:
-    """How many stages run at once: in all, and in each environment (by default, and for named ones)."""
-
-    total: int = 2
-    per_environment: int = 1
-    overrides: Mapping[str, int] = field(default_factory=dict)
-
-
 class StageRunner:
     """The stages of all jobs. `work_dir` is emptied by whoever makes one: no stage survives the service."""
 
     def __init__(
         self,
         results: StageResults,
+        costs: StageCosts,
         blobs: ProjectBlobs,
         environments: WorkerEnvironments,
         work_dir: Path,
         limits: StageLimits,
-        slots: StageSlots,
+        queue: StageQueue,
     ) -> None:
         self._results = results
+        self._costs = costs
         self._blobs = blobs
         self._environments = environments
         self._work_dir = work_dir
         self._limits = limits
-        self._slots = slots
-        self._total = asyncio.Semaphore(slots.total)
-        self._each: dict[str, asyncio.Semaphore] = {}
+        self._queue = queue
         self._flights: dict[tuple[str, str], _Flight] = {}
 
     async def obtain(
@@ -116,7 +127,9 @@ class StageRunner:
         assert flight.task is not None
         flight.join(listener)
         try:
-            return await asyncio.shield(flight.task)
+            result = await asyncio.shield(flight.task)
+            listener.measured(result.seconds, result.peak_memory_bytes)
+            return result
         except asyncio.CancelledError:
             if flight.task.cancelled():  # not we: the run itself
                 raise InternalError(f"stage {stage.name!r} was stopped") from None
@@ -127,6 +140,9 @@ class StageRunner:
                 self._landed(key, flight)
                 flight.task.cancel()
                 await asyncio.wait({flight.task})
+            # Whoever waited is told, also one that came, or went, while the stage ended.
+            if flight.log_digest:
+                listener.logged(flight.log_digest)
 
     def _landed(self, key: tuple[str, str], flight: _Flight) -> None:
         if self._flights.get(key) is flight:
@@ -141,13 +157,21 @@ class StageRunner:
         if stored is not None:
             flight.tell(lambda listener: listener.reused(stored.log_digest))
             return stored
-        environment = self._slot(stage.environment)
-        # The environment's slot first: a job that waits for it must not hold one of the few that all share.
-        async with environment, self._total:
-            return await self._run(flight, project, stage, outputs)
+        store = self._blobs.of(project)
+        trees = {
+            name: await in_thread(_upload_tree, store, source) if isinstance(source, Upload) else outputs[name]
+            for name, source in stage.inputs.items()
+        }
+        subject, size = _subject(stage), sum(tree.size for tree in trees.values())
+        demand = Demand(stage.stage, stage.environment, self._costs.expected(stage.environment, subject, size))
+        async with self._queue.hold(demand, flight.urgency, flight.waits) as holding:
+            result = await self._run(flight, project, stage, trees, holding)
+        if result.peak_memory_bytes:
+            self._costs.record(stage.environment, subject, size, result.peak_memory_bytes)
+        return result
 
     async def _run(
-        self, flight: _Flight, project: str, stage: PlannedStage, outputs: Mapping[str, Tree]
+        self, flight: _Flight, project: str, stage: PlannedStage, trees: Mapping[str, Tree], holding: Holding
     ) -> StageResult:
         store = self._blobs.of(project)
         work = self._work_dir / uuid4().hex
@@ -157,11 +181,9 @@ class StageRunner:
         flight.log = log
         flight.tell(lambda listener: listener.running(log))
         _log.info("stage starts", project=project, stage=stage.name, key=stage.key)
-        log_digest = ""
         try:
             spec = StageSpec(stage.stage, {n: work / "inputs" / n for n in stage.inputs}, work / "output", stage.params)
-            for name, source in stage.inputs.items():
-                tree = _upload_tree(store, source) if isinstance(source, Upload) else outputs[name]
+            for name, tree in trees.items():
                 await in_thread(materialize, store, tree, spec.inputs[name])
             spec.output.mkdir()
 
@@ -169,12 +191,20 @@ class StageRunner:
                 flight.last = (fraction, message)
                 flight.tell(lambda listener: listener.progress(fraction, message))
 
+            def started(group: int) -> None:
+                holding.group = group
+
             found = await run_stage(
-                self._environments.environment(stage.environment), spec, log=log, progress=progress, limits=self._limits
+                self._environments.environment(stage.environment),
+                spec,
+                log=log,
+                progress=progress,
+                started=started,
+                limits=self._limits,
             )
             tree = await in_thread(store_tree, store, spec.output, move=True)
-            log_digest = await in_thread(_store_log, store, log)
-            result = StageResult(tree, found, log_digest)
+            flight.log_digest = await in_thread(_store_log, store, log)
+            result = StageResult(tree, found, flight.log_digest)
             self._results.put(project, stage.key, result)
             _log.info("stage succeeded", project=project, stage=stage.name, seconds=found.get("seconds"))
             return result
@@ -182,8 +212,7 @@ class StageRunner:
             _log.warning("stage failed", project=project, stage=stage.name, status=error.reason, error=error.message)
             raise
         finally:
-            log_digest = log_digest or await in_thread(_store_log, store, log)
-            flight.tell(lambda listener: listener.logged(log_digest))
+            flight.log_digest = flight.log_digest or await in_thread(_store_log, store, log)
             await in_thread(shutil.rmtree, work, ignore_errors=True)
 
     async def _stored(self, project: str, key: str) -> StageResult | None:
@@ -197,18 +226,18 @@ class StageRunner:
             _log.warning("stored result is damaged: the stage runs again", key=key, error=error.message)
             self._results.forget(project, key)
             return None
+        self._results.touch(project, key)
         return result
-
-    def _slot(self, environment: str) -> asyncio.Semaphore:
-        if environment not in self._each:
-            count = self._slots.overrides.get(environment, self._slots.per_environment)
-            self._each[environment] = asyncio.Semaphore(count)
-        return self._each[environment]
 
 
 def _verify(store: BlobStore, tree: Tree) -> None:
     for entry in tree.entries:
         store.path(entry.digest)
+
+
+def _subject(stage: PlannedStage) -> str:
+    """What the stage's memory follows from beside the size of its inputs: of one without inputs, its parameters."""
+    return stage.stage if stage.inputs else f"{stage.stage} {digest_json(dict(stage.params))}"
 
 
 def _upload_tree(store: BlobStore, upload: Upload) -> Tree:

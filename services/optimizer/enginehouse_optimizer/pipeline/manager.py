@@ -1,10 +1,8 @@
-"""Jobs: a bounded queue, a few at a time, cancelled at once, taken up again after a restart."""
+"""Jobs: a bounded queue, the most urgent first, a few at a time, cancelled at once, taken up again after a restart."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,6 +23,7 @@ from enginehouse_optimizer.pipeline.plan import Plan
 from enginehouse_optimizer.pipeline.planner import environments_of, make_plan
 from enginehouse_optimizer.pipeline.publish import engine_message, make_manifest
 from enginehouse_optimizer.pipeline.reporter import JobReporter
+from enginehouse_optimizer.pipeline.slots import Urgency
 from enginehouse_optimizer.pipeline.versions import EnvironmentVersions
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.engines import EngineIndex
@@ -58,7 +57,7 @@ class JobManager:
         self._versions = versions
         self._max_queued = max_queued
         self._max_running = max_running
-        self._queue: deque[int] = deque()
+        self._queue: dict[int, Urgency] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
         self._reporters: dict[int, JobReporter] = {}
         self._cancelling: set[int] = set()
@@ -72,7 +71,7 @@ class JobManager:
                 self._finish_cancelled(job.number)
             else:
                 self._jobs.requeue(job.number)
-                self._queue.append(job.number)
+                self._enqueue(job)
         self._dispatch()
         return len(live)
 
@@ -94,8 +93,8 @@ class JobManager:
             )
         names = [stage.name for stage in plan.stages]
         job = self._jobs.create(project, uuid4().hex, request, inputs.to_json(), names)
-        self._queue.append(job.number)
-        _log.info("job queued", operation=job.name, model=job.model, stages=len(names))
+        self._enqueue(job)
+        _log.info("job queued", operation=job.name, model=job.model, stages=len(names), priority=job.priority)
         self._dispatch()
         return job
 
@@ -110,7 +109,7 @@ class JobManager:
                 self._running[job.number].cancel()
         elif job.number in self._queue:
             self._finish_cancelled(job.number)
-            self._queue.remove(job.number)
+            del self._queue[job.number]
 
     async def close(self) -> None:
         """Kill what runs; the jobs stay live in storage, for `resume` to take up."""
@@ -128,9 +127,13 @@ class JobManager:
     async def _plan(self, inputs: Inputs) -> Plan:
         return make_plan(inputs, await self._versions.of(environments_of(inputs)))
 
+    def _enqueue(self, job: Job) -> None:
+        self._queue[job.number] = (-job.priority, job.number)
+
     def _dispatch(self) -> None:
         while self._queue and len(self._running) < self._max_running and not self._stopping:
-            number = self._queue.popleft()
+            number = min(self._queue, key=self._queue.__getitem__)
+            del self._queue[number]
             task = asyncio.ensure_future(self._run(number))
             self._running[number] = task
             task.add_done_callback(lambda _, number=number: self._ended(number))  # type: ignore[misc]
@@ -162,14 +165,15 @@ class JobManager:
             end = partial(self._jobs.finish, number, pb.JOB_STATE_SUCCEEDED, response=response, error=None)
             log.info("job succeeded", engines=[engine.name for engine in response.engines])
         self._cancelling.add(number)  # it is too late to cancel
-        await _written(end)
+        reporter = self._reporters.get(number)
+        await _written(end if reporter is None else partial(_in_turn, reporter.flush, end))
 
     async def _optimize(self, job: Job) -> pb.OptimizeResponse:
         inputs = Inputs.from_json(job.inputs)
         # Planned anew: after a restart the environments may be others, and so the keys.
         plan = await self._plan(inputs)
         self._jobs.start(job.number)
-        reporter = self._reporters[job.number] = JobReporter(self._jobs, job.number)
+        reporter = self._reporters[job.number] = JobReporter(self._jobs, job.number, job.priority)
         results = await execute(job.project, plan, self._runner.obtain, reporter)
         # Manifests of all first: one that cannot be made publishes none.
         engines = [await self._engine(job.project, inputs, plan, index, results) for index in range(len(plan.engines))]
@@ -200,6 +204,11 @@ async def _written(end: Callable[[], None]) -> None:
     while True:
         try:
             return end()
-        except sqlite3.OperationalError as error:
-            _log.error("a job's end cannot be written yet", error=str(error))
+        except ResourceExhaustedError as error:
+            _log.error("a job's end cannot be written yet", error=error.message)
             await asyncio.sleep(END_RETRY_SECONDS)
+
+
+def _in_turn(*steps: Callable[[], None]) -> None:
+    for step in steps:
+        step()

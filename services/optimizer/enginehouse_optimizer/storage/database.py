@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from enginehouse.errors import FailedPreconditionError
+from enginehouse.errors import FailedPreconditionError, ResourceExhaustedError
 
 # One script for each schema version; never edit one that was released.
 MIGRATIONS: tuple[str, ...] = (
@@ -137,21 +137,24 @@ class Database:
         self._depth += 1
         try:
             yield
+            with _full_disk_named():
+                self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk ends it by itself
+                self._connection.execute("ROLLBACK")
             raise
-        else:
-            self._connection.execute("COMMIT")
         finally:
             self._depth -= 1
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run a statement; returns how many rows it changed."""
-        return self._connection.execute(sql, parameters).rowcount
+        with _full_disk_named():
+            return self._connection.execute(sql, parameters).rowcount
 
     def insert(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run an INSERT; returns the new row's number."""
-        return int(self._connection.execute(sql, parameters).lastrowid or 0)
+        with _full_disk_named():
+            return int(self._connection.execute(sql, parameters).lastrowid or 0)
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
         """The first row, if there is one."""
@@ -176,3 +179,18 @@ class Database:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+@contextmanager
+def _full_disk_named() -> Iterator[None]:
+    """Raises ResourceExhaustedError for SQLite's error of a full disk: a caller may try again when there is space."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        # sqlite_errorcode would say it, from Python 3.11 on.
+        if "full" in str(error) or "disk I/O error" in str(error):
+            raise ResourceExhaustedError(
+                f"the database cannot be written ({error}): where the data folder's device is full, free space and try "
+                "again"
+            ) from error
+        raise

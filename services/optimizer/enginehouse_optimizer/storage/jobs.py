@@ -36,6 +36,7 @@ class Job:
     end_ns: int | None
     request: pb.OptimizeRequest
     inputs: str
+    priority: int = 0
 
     @property
     def name(self) -> str:
@@ -57,8 +58,8 @@ class Jobs:
         """Add a queued job with its stages, all pending."""
         with self._database.transaction():
             number = self._database.insert(
-                "INSERT INTO jobs (project, id, request_id, model, state, create_ns, request, inputs) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO jobs (project, id, request_id, model, state, create_ns, request, inputs, priority) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     project,
                     job_id,
@@ -68,6 +69,7 @@ class Jobs:
                     time.time_ns(),
                     request.SerializeToString(),
                     inputs,
+                    request.priority,
                 ),
             )
             for position, name in enumerate(stages):
@@ -109,14 +111,26 @@ class Jobs:
         )
         return row is not None
 
-    def page(self, project: str, page: Page, *, states: Sequence[int], model: str) -> tuple[list[Job], str]:
-        """A page, newest first, and the token of the next."""
+    def page(
+        self,
+        project: str,
+        page: Page,
+        *,
+        states: Sequence[int],
+        model: str,
+        created: tuple[int, int] = (0, 1 << 62),
+    ) -> tuple[list[Job], str]:
+        """A page, newest first, and the token of the next.
+
+        Args:
+            created: earliest and latest time of creation (Unix nanoseconds), both included.
+        """
         marks = ",".join("?" * len(states))
         before = page.number_after(default=1 << 62)
         rows = self._database.rows(
             f"SELECT * FROM jobs WHERE project=? AND number<? AND state IN ({marks}) AND (?='' OR model=?) "
-            "ORDER BY number DESC LIMIT ?",
-            (project, before, *states, model, model, page.size + 1),
+            "AND create_ns BETWEEN ? AND ? ORDER BY number DESC LIMIT ?",
+            (project, before, *states, model, model, *created, page.size + 1),
         )
         shown = rows[: page.size]
         token = page.next_token([str(row["number"]) for row in shown], len(rows) > page.size)
@@ -171,20 +185,30 @@ class Jobs:
         with self._database.transaction():
             self._database.execute("UPDATE jobs SET state=? WHERE number=?", (pb.JOB_STATE_QUEUED, number))
             self._database.execute(
-                "UPDATE job_stages SET state=?, fraction=0, message='', start_ns=NULL, end_ns=NULL WHERE job=?",
+                "UPDATE job_stages SET state=?, fraction=0, message='', start_ns=NULL, end_ns=NULL, seconds=NULL, "
+                "peak_memory_bytes=NULL WHERE job=?",
                 (pb.STAGE_STATE_PENDING, number),
             )
             self._append(number, pb.OperationEvent(state=pb.JOB_STATE_QUEUED))
         self.on_event(number)
 
     def update_stage(
-        self, number: int, name: str, state: int, *, fraction: float = 0.0, message: str = "", log_digest: str = ""
+        self,
+        number: int,
+        name: str,
+        state: int,
+        *,
+        fraction: float = 0.0,
+        message: str = "",
+        log_digest: str = "",
+        seconds: float | None = None,
+        peak_memory_bytes: int | None = None,
     ) -> None:
         """A stage of a running job changed."""
         now = time.time_ns()
         with self._database.transaction():
             self._database.execute(
-                "UPDATE job_stages SET state=?, fraction=?, message=?, "
+                "UPDATE job_stages SET state=?, fraction=?, message=?, seconds=?, peak_memory_bytes=?, "
                 "start_ns=CASE WHEN ? THEN COALESCE(start_ns, ?) ELSE start_ns END, "
                 "end_ns=CASE WHEN ? THEN ? ELSE NULL END, "
                 "log_digest=CASE WHEN ?='' THEN log_digest ELSE ? END WHERE job=? AND name=?",
@@ -192,6 +216,8 @@ class Jobs:
                     state,
                     fraction,
                     message,
+                    seconds,
+                    peak_memory_bytes,
                     state != pb.STAGE_STATE_PENDING,
                     now,
                     state in _STAGE_ENDED,
@@ -301,6 +327,7 @@ def _job(row: sqlite3.Row) -> Job:
         end_ns=row["end_ns"],
         request=pb.OptimizeRequest.FromString(row["request"]),
         inputs=row["inputs"],
+        priority=row["priority"],
     )
 
 
@@ -308,4 +335,8 @@ def _stage(row: sqlite3.Row) -> pb.Stage:
     stage = pb.Stage(name=row["name"], state=row["state"], fraction=row["fraction"], message=row["message"])
     _set_time(stage.start_time, row["start_ns"])
     _set_time(stage.end_time, row["end_ns"])
+    if row["seconds"] is not None:
+        stage.seconds = row["seconds"]
+    if row["peak_memory_bytes"] is not None:
+        stage.peak_memory_bytes = row["peak_memory_bytes"]
     return stage

@@ -21,6 +21,21 @@ class StageResult:
     result: Mapping[str, Any]
     log_digest: str
 
+    @property
+    def seconds(self) -> float | None:
+        """How long the stage ran, where it said so."""
+        return _number(self.result.get("seconds"))
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory that the stage's process held, where it said so."""
+        value = _number(self.result.get("peak_memory_bytes"))
+        return None if value is None else int(value)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e18 else None
+
 
 class StageResults:
     """Results by project and cache key."""
