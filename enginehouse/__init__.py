@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from enginehouse.client import (
         TLS,
+        Alias,
         AsyncClient,
         AsyncJob,
+        AutomaticExclusion,
         Batching,
         BatchProfile,
         Calibration,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         GpuProcess,
         GpuSample,
         HostSample,
+        ImportOptions,
         InferResult,
         Job,
         JobEvent,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
         Model,
         ModelIndex,
         ModelSignature,
+        Preprocessing,
         Sample,
         ServedVersion,
         ServingConfig,
@@ -56,8 +60,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TLS",
+    "Alias",
     "AsyncClient",
     "AsyncJob",
+    "AutomaticExclusion",
     "BatchProfile",
     "Batching",
     "Calibration",
@@ -72,6 +78,7 @@ __all__ = [
     "GpuProcess",
     "GpuSample",
     "HostSample",
+    "ImportOptions",
     "InferResult",
     "Job",
     "JobEvent",
@@ -79,6 +86,7 @@ __all__ = [
     "Model",
     "ModelIndex",
     "ModelSignature",
+    "Preprocessing",
     "Sample",
     "ServedVersion",
     "ServingConfig",

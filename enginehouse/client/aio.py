@@ -16,8 +16,10 @@ from enginehouse.client.inference import AsyncInference, Inputs
 from enginehouse.client.jobs import AsyncJob, AsyncJobs
 from enginehouse.client.models import AsyncModels
 from enginehouse.client.serving import AsyncServing
+from enginehouse.client.tables import with_uploaded_table
 from enginehouse.client.telemetry import AsyncTelemetry
 from enginehouse.client.values import (
+    Alias,
     Batching,
     Calibration,
     Engine,
@@ -64,7 +66,7 @@ class AsyncClient:
         self._inference = Endpoint(inference, timeout=timeout, tls=tls)
         self._telemetry = Endpoint(telemetry, timeout=timeout, tls=tls)
         self._infer = AsyncInference(self._inference)
-        blobs = AsyncBlobs(self._optimizer, parent)
+        self._blobs = blobs = AsyncBlobs(self._optimizer, parent)
         self.models = AsyncModels(self._optimizer, blobs, parent)
         self.datasets = AsyncDatasets(self._optimizer, blobs, parent)
         self.engines = AsyncEngines(self._optimizer, blobs, parent)
@@ -100,6 +102,8 @@ class AsyncClient:
         calibration: Calibration | None = None,
         verification: VerificationSpec | None = None,
         input_layout: str = "keep",
+        fold_preprocessing: bool = False,
+        priority: int = 0,
         request_id: str | None = None,
     ) -> AsyncJob:
         """Start to turn a model into engines, one for each target.
@@ -110,6 +114,9 @@ class AsyncClient:
             calibration: needed when a target is INT8 or FP8.
             verification: what to compare the engines with FP32 on; the server's choice when None.
             input_layout: "keep" (the model's own) or "nchw" (images channels first).
+            fold_preprocessing: the engine takes UINT8 images, channels last, and normalizes them itself by the model's
+                preprocessing.
+            priority: -100 to 100; of waiting jobs the highest starts first, then the oldest.
             request_id: a UUID; the same one again returns the first call's job. Made up when None.
 
         Raises:
@@ -119,16 +126,18 @@ class AsyncClient:
         return await self.jobs.start(
             model,
             targets,
-            calibration=calibration,
+            calibration=await with_uploaded_table(calibration, self._blobs),
             verification=verification,
             input_layout=input_layout,
+            fold_preprocessing=fold_preprocessing,
+            priority=priority,
             request_id=request_id,
         )
 
     async def load(
         self,
         model_name: str,
-        engine: Engine | str,
+        engine: Engine | Alias | str,
         *,
         version: int | None = None,
         instances: int | None = None,
@@ -146,7 +155,8 @@ class AsyncClient:
 
         Args:
             model_name: the name that inference clients use.
-            engine: an engine, its name or its id.
+            engine: an engine, its name or its id; or an alias ("{model}:{alias}"), which is then followed: when it
+                moves, its new engine is served as the next version.
             version: at least 1; None is the next.
             instances: execution contexts for each device.
             batching: how requests are put together.

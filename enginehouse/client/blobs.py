@@ -58,6 +58,20 @@ class AsyncBlobs:
         if size == 0:
             raise InvalidArgumentError(f"{path} is empty: expected a file with something in it")
         digest = await asyncio.to_thread(digest_of, path)
+        if _state(path) != before:
+            raise _changed(path)
+        await self.upload_part(path, 0, size, digest, progress)
+        return digest
+
+    async def upload_part(
+        self, path: Path, start: int, size: int, digest: str, progress: Progress | None = None
+    ) -> None:
+        """Upload `size` bytes of a file from `start` on, whose digest is known, or what the server lacks of them.
+
+        Raises:
+            InvalidArgumentError: the file changes meanwhile.
+        """
+        before = _state(path)
         tries, committed = 0, -1
         while True:
             try:
@@ -65,16 +79,14 @@ class AsyncBlobs:
                 if found.complete:
                     if progress is not None:
                         progress(size, size)
-                    return digest
+                    return
                 tries = 0 if found.committed_bytes > committed else tries
                 committed = found.committed_bytes
-                await self._write(path, digest, size, committed, progress)
-                return digest
+                await self._write(path, start, digest, size, committed, progress)
+                return
             except (UnavailableError, OutOfRangeError, DataLossError):
                 if _state(path) != before:
-                    raise InvalidArgumentError(
-                        f"{path} changed while it was uploaded: upload it when it is complete"
-                    ) from None
+                    raise _changed(path) from None
                 tries += 1
                 if tries >= MAX_TRIES:
                     raise
@@ -96,15 +108,26 @@ class AsyncBlobs:
     async def read(self, digest: str) -> bytes:
         """A small blob, such as a manifest or a log."""
         data = bytearray()
-        async for chunk in self._chunks(digest):
+        async for chunk in self.chunks(digest):
             data += chunk
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
             raise _mismatch(digest)
         return bytes(data)
 
+    async def size(self, digest: str) -> int:
+        """Bytes of a blob.
+
+        Raises:
+            NotFoundError: the project has no such blob.
+        """
+        found = await self._find(digest)
+        if not found.complete:
+            raise NotFoundError(f"the project has no blob {digest}", details={"digest": digest})
+        return found.committed_bytes
+
     async def _read(self, digest: str, file: IO[bytes], progress: Progress | None, size: int) -> None:
         done, hasher = 0, hashlib.sha256()
-        async for chunk in self._chunks(digest):
+        async for chunk in self.chunks(digest):
             file.write(chunk)
             hasher.update(chunk)
             done += len(chunk)
@@ -120,14 +143,16 @@ class AsyncBlobs:
         except NotFoundError:
             return pb.FindBlobResponse()
 
-    async def _write(self, path: Path, digest: str, size: int, offset: int, progress: Progress | None) -> None:
+    async def _write(
+        self, path: Path, start: int, digest: str, size: int, offset: int, progress: Progress | None
+    ) -> None:
         stub = self._endpoint.stub(blobs_pb2_grpc.BlobsStub)
-        messages = _messages(path, offset, size, progress, self._parent, digest)
+        messages = _messages(path, start, offset, size, progress, self._parent, digest)
         response = await self._endpoint.send(stub.WriteBlob, messages)
         if not response.complete:
             raise UnavailableError(f"the upload of {path.name} stopped at {response.committed_bytes} of {size} bytes")
 
-    async def _chunks(self, digest: str) -> AsyncIterator[bytes]:
+    async def chunks(self, digest: str) -> AsyncIterator[bytes]:
         """The bytes of a blob in order, through broken connections."""
         offset, tries = 0, 0
         while True:
@@ -149,13 +174,13 @@ class AsyncBlobs:
 
 
 async def _messages(
-    path: Path, offset: int, size: int, progress: Progress | None, parent: str, digest: str
+    path: Path, start: int, offset: int, size: int, progress: Progress | None, parent: str, digest: str
 ) -> AsyncIterator[pb.WriteBlobRequest]:
     first = True
     with path.open("rb") as file:
-        file.seek(offset)
+        file.seek(start + offset)
         # A finished upload whose digest was not checked yet takes one empty message.
-        while (data := file.read(CHUNK_BYTES)) or first:
+        while (data := file.read(min(CHUNK_BYTES, max(0, size - offset)))) or first:
             message = pb.WriteBlobRequest(offset=offset, data=data, crc32=zlib.crc32(data))
             if first:
                 message.parent, message.digest, message.size_bytes = parent, digest, size
@@ -170,6 +195,10 @@ def _state(path: Path) -> tuple[int, int]:
     """What changes when somebody writes a file: its size and its modification time."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _changed(path: Path) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{path} changed while it was uploaded: upload it when it is complete")
 
 
 def _mismatch(digest: str) -> DataLossError:

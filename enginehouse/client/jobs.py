@@ -134,6 +134,8 @@ class AsyncJobs:
         calibration: Calibration | None,
         verification: VerificationSpec | None,
         input_layout: str,
+        fold_preprocessing: bool,
+        priority: int,
         request_id: str | None,
     ) -> AsyncJob:
         """Start an optimization (`Client.optimize` says what the arguments mean)."""
@@ -144,6 +146,8 @@ class AsyncJobs:
             calibration=calibration.to_proto(self._parent) if calibration else None,
             verification=verification.to_proto(self._parent) if verification else None,
             input_layout=input_layout,
+            fold_preprocessing=fold_preprocessing,
+            priority=priority,
             request_id=request_id or str(uuid.uuid4()),
         )
         stub = self._endpoint.stub(optimizer_pb2_grpc.OptimizerStub)

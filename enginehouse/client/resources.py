@@ -30,6 +30,24 @@ def full_name(resource: Named | str, parent: str, collection: str) -> str:
     return name if "/" in name else f"{parent}/{collection}/{name}"
 
 
+def alias_name(text: str, parent: str) -> str | None:
+    """The resource name of an alias that `text` is, as "{model}:{alias}" or as a name; None when it is none.
+
+    Raises:
+        InvalidArgumentError: it has more or less than two parts.
+    """
+    if "/aliases/" in text:
+        return text
+    if "/" in text or ":" not in text:
+        return None
+    model, _, alias = text.partition(":")
+    if not model or not alias or ":" in alias:
+        raise InvalidArgumentError(
+            f'alias {text!r} is not valid: expected "{{model}}:{{alias}}", such as "resnet:prod"'
+        )
+    return f"{parent}/models/{model}/aliases/{alias}"
+
+
 async def all_pages(
     endpoint: Endpoint, method: Callable[..., Awaitable[Any]], request: Any, field: str, limit: int | None = None
 ) -> list[Any]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from enginehouse.client.connection import Endpoint, backoff
 from enginehouse.client.inference import AsyncInference
-from enginehouse.client.resources import PAGE_SIZE, all_pages, full_name
-from enginehouse.client.values import Batching, Engine, ServedVersion, ServingConfig
+from enginehouse.client.resources import PAGE_SIZE, alias_name, all_pages, full_name
+from enginehouse.client.values import Alias, Batching, Engine, ServedVersion, ServingConfig
 from enginehouse.client.values.targets import option_text
 from enginehouse.errors import (
     AbortedError,
@@ -38,9 +38,10 @@ AWAY_SECONDS = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """What `load` changes of a configuration; None keeps what is there."""
+    """What `load` changes of a configuration; None keeps what is there. It names an engine, or an alias to follow."""
 
-    engine: str
+    engine: str = ""
+    alias: str = ""
     version: int | None = None
     instances: int | None = None
     batching: Batching | None = None
@@ -77,7 +78,7 @@ class AsyncServing:
     async def load(
         self,
         model_name: str,
-        engine: Engine | str,
+        engine: Engine | Alias | str,
         *,
         version: int | None,
         instances: int | None,
@@ -90,8 +91,10 @@ class AsyncServing:
     ) -> ServingConfig:
         """Serve an engine (`Client.load` says what the arguments mean)."""
         check_id(model_name, "model name")
+        alias = alias_name(engine if isinstance(engine, str) else engine.name, self._parent)
         edit = Edit(
-            engine=full_name(engine, self._parent, "engines"),
+            engine="" if alias else full_name(engine, self._parent, "engines"),
+            alias=alias or "",
             version=version,
             instances=instances,
             batching=batching,
@@ -204,21 +207,30 @@ def edited(current: ServingConfig, edit: Edit) -> tuple[ServingConfig, int]:
     )
     newest = current.newest
     if edit.version is None:
-        if newest is not None and newest.engine == edit.engine and wanted == current:
+        if newest is not None and _means(newest, edit) and wanted == current:
             return current, newest.version
         version = newest.version + 1 if newest else 1
         # Older ones than these are served by nobody, and would keep their engines from being deleted for ever.
         kept = sorted(current.versions, key=lambda v: v.version)[-max(KEPT_VERSIONS, wanted.latest_versions) :]
-        return dataclasses.replace(wanted, versions=(*kept, ServedVersion(version, edit.engine))), version
+        if edit.alias:
+            kept = [v for v in kept if v.alias != edit.alias]  # one version follows an alias: the newest
+        versions = (*kept, ServedVersion(version, edit.engine, edit.alias))
+        return dataclasses.replace(wanted, versions=versions), version
     if edit.version < 1:
         raise InvalidArgumentError(f"version {edit.version} is not valid: versions begin at 1")
     for known in current.versions:
         if known.version == edit.version:
-            if known.engine != edit.engine:
+            if not _means(known, edit):
                 raise InvalidArgumentError(
                     f"version {edit.version} of {current.id} is {known.engine}: "
                     "take another version, or none for the next"
                 )
             return wanted, edit.version
-    versions = sorted((*current.versions, ServedVersion(edit.version, edit.engine)), key=lambda v: v.version)
-    return dataclasses.replace(wanted, versions=tuple(versions)), edit.version
+    others = [v for v in current.versions if not edit.alias or v.alias != edit.alias]
+    versions = tuple(sorted((*others, ServedVersion(edit.version, edit.engine, edit.alias)), key=lambda v: v.version))
+    return dataclasses.replace(wanted, versions=versions), edit.version
+
+
+def _means(version: ServedVersion, edit: Edit) -> bool:
+    """Whether a version is what an edit asks for: that engine and no alias, or that alias whatever its engine."""
+    return version.alias == edit.alias and (bool(edit.alias) or version.engine == edit.engine)

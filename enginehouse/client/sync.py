@@ -13,6 +13,7 @@ from enginehouse.client.inference import Inputs
 from enginehouse.client.portal import Portal
 from enginehouse.client.sync_resources import Datasets, Engines, Job, Jobs, Models, Serving, Telemetry
 from enginehouse.client.values import (
+    Alias,
     Batching,
     Calibration,
     Engine,
@@ -82,6 +83,8 @@ class Client:
         calibration: Calibration | None = None,
         verification: VerificationSpec | None = None,
         input_layout: str = "keep",
+        fold_preprocessing: bool = False,
+        priority: int = 0,
         request_id: str | None = None,
     ) -> Job:
         """Start to turn a model into engines, one for each target.
@@ -92,6 +95,9 @@ class Client:
             calibration: needed when a target is INT8 or FP8.
             verification: what to compare the engines with FP32 on; the server's choice when None.
             input_layout: "keep" (the model's own) or "nchw" (images channels first).
+            fold_preprocessing: the engine takes UINT8 images, channels last, and normalizes them itself by the model's
+                preprocessing.
+            priority: -100 to 100; of waiting jobs the highest starts first, then the oldest.
             request_id: a UUID; the same one again returns the first call's job. Made up when None.
         """
         job = self._inner.optimize(
@@ -100,6 +106,8 @@ class Client:
             calibration=calibration,
             verification=verification,
             input_layout=input_layout,
+            fold_preprocessing=fold_preprocessing,
+            priority=priority,
             request_id=request_id,
         )
         return Job(self._portal, self._portal.run(job))
@@ -107,7 +115,7 @@ class Client:
     def load(
         self,
         model_name: str,
-        engine: Engine | str,
+        engine: Engine | Alias | str,
         *,
         version: int | None = None,
         instances: int | None = None,

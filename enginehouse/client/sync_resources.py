@@ -16,7 +16,17 @@ from enginehouse.client.models import AsyncModels
 from enginehouse.client.portal import Portal
 from enginehouse.client.serving import AsyncServing
 from enginehouse.client.telemetry import AsyncTelemetry
-from enginehouse.client.values import Dataset, DeviceList, Engine, JobEvent, JobView, Model, Sample, ServingConfig
+from enginehouse.client.values import (
+    Alias,
+    Dataset,
+    DeviceList,
+    Engine,
+    JobEvent,
+    JobView,
+    Model,
+    Sample,
+    ServingConfig,
+)
 
 
 class Models:
@@ -102,30 +112,74 @@ class Engines:
         self._portal = portal
         self._inner = inner
 
-    def get(self, engine: Engine | str) -> Engine:
-        """An engine by its name or id."""
+    def get(self, engine: Engine | Alias | str) -> Engine:
+        """An engine by its name, its id or an alias ("{model}:{alias}")."""
         return self._portal.run(self._inner.get(engine))
 
     def list(
-        self, *, model: Model | str | None = None, backend: str = "", precision: str | None = None
+        self, *, model: Model | str | None = None, backend: str = "", precision: str | None = None, device: str = ""
     ) -> builtins.list[Engine]:
-        """The project's engines; only those of a model, a backend, a precision, where given."""
-        return self._portal.run(self._inner.list(model=model, backend=backend, precision=precision))
+        """The project's engines; only those of a model, a backend, a precision, a device, where given."""
+        return self._portal.run(self._inner.list(model=model, backend=backend, precision=precision, device=device))
 
     def delete(self, engine: Engine | str) -> None:
-        """Delete an engine that no serving configuration names."""
+        """Delete an engine that no serving configuration and no alias names, and that is not pinned."""
         self._portal.run(self._inner.delete(engine))
 
-    def manifest(self, engine: Engine | str) -> dict[str, Any]:
+    def pin(self, engine: Engine | Alias | str, pinned: bool = True) -> Engine:
+        """Keep an engine from being deleted and collected; no longer when not `pinned`."""
+        return self._portal.run(self._inner.pin(engine, pinned))
+
+    def set_alias(self, alias: Alias | str, engine: Engine | Alias | str, *, etag: str = "") -> Alias:
+        """Make an alias ("{model}:{alias}") or move it; what is served by it follows."""
+        return self._portal.run(self._inner.set_alias(alias, engine, etag=etag))
+
+    def get_alias(self, alias: Alias | str) -> Alias:
+        """An alias, with the engine that it stands for now."""
+        return self._portal.run(self._inner.get_alias(alias))
+
+    def list_aliases(self, model: Model | str | None = None) -> builtins.list[Alias]:
+        """The aliases of a model, or of all models."""
+        return self._portal.run(self._inner.list_aliases(model))
+
+    def delete_alias(self, alias: Alias | str) -> None:
+        """Forget an alias that no serving configuration names; its engine stays."""
+        self._portal.run(self._inner.delete_alias(alias))
+
+    def export_file(
+        self,
+        engine: Engine | Alias | str,
+        path: str | Path | None = None,
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write an engine and all that belongs to it as one file; it appears when it is whole."""
+        export = self._inner.export_file(engine, path, overwrite=overwrite, progress=progress)
+        return self._portal.run(export)
+
+    def import_file(self, path: str | Path, *, model_id: str | None = None, progress: Progress | None = None) -> Engine:
+        """Publish an engine that `export_file` wrote; again changes nothing."""
+        return self._portal.run(self._inner.import_file(path, model_id=model_id, progress=progress))
+
+    def sensitivity(self, engine: Engine | Alias | str) -> dict[str, Any] | None:
+        """What each layer costs of accuracy, and which were left out for it; None where it was not measured."""
+        return self._portal.run(self._inner.sensitivity(engine))
+
+    def layers(self, engine: Engine | Alias | str) -> dict[str, Any] | None:
+        """How each layer compares with FP32; None where verification did not compare layers."""
+        return self._portal.run(self._inner.layers(engine))
+
+    def manifest(self, engine: Engine | Alias | str) -> dict[str, Any]:
         """How the engine was made, stage by stage, with which tools, and what it measured."""
         return self._portal.run(self._inner.manifest(engine))
 
-    def build_log(self, engine: Engine | str) -> str:
+    def build_log(self, engine: Engine | Alias | str) -> str:
         """What the backend said while it built the engine; empty when it kept no log."""
         return self._portal.run(self._inner.build_log(engine))
 
     def download(
-        self, engine: Engine | str, directory: str | Path | None = None, *, progress: Progress | None = None
+        self, engine: Engine | Alias | str, directory: str | Path | None = None, *, progress: Progress | None = None
     ) -> Path:
         """Download an engine's checked files; the directory appears when it is whole."""
         return self._portal.run(self._inner.download(engine, directory, progress=progress))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enginehouse.client.values.engines import (
+    Alias,
     BatchProfile,
     Device,
     Engine,
@@ -12,12 +13,14 @@ from enginehouse.client.values.engines import (
 )
 from enginehouse.client.values.inference import InferResult, ModelIndex, ModelSignature
 from enginehouse.client.values.jobs import JobEvent, JobView, StageView
-from enginehouse.client.values.models import Dataset, Model, Zoo
+from enginehouse.client.values.models import Dataset, ImportOptions, Model, Preprocessing, Zoo
 from enginehouse.client.values.serving import Batching, ServedVersion, ServingConfig
-from enginehouse.client.values.targets import Calibration, Synthetic, Target, VerificationSpec
+from enginehouse.client.values.targets import AutomaticExclusion, Calibration, Synthetic, Target, VerificationSpec
 from enginehouse.client.values.telemetry import DeviceList, GpuDevice, GpuProcess, GpuSample, HostSample, Sample
 
 __all__ = [
+    "Alias",
+    "AutomaticExclusion",
     "BatchProfile",
     "Batching",
     "Calibration",
@@ -30,12 +33,14 @@ __all__ = [
     "GpuProcess",
     "GpuSample",
     "HostSample",
+    "ImportOptions",
     "InferResult",
     "JobEvent",
     "JobView",
     "Model",
     "ModelIndex",
     "ModelSignature",
+    "Preprocessing",
     "Sample",
     "ServedVersion",
     "ServingConfig",

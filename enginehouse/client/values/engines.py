@@ -128,7 +128,10 @@ class Verification:
 
 @dataclass(frozen=True)
 class Engine:
-    """A published engine: immutable, named by the digest of everything that determines it."""
+    """A published engine: immutable, named by the digest of everything that determines it.
+
+    `aliases` are ids, such as "prod"; `sensitivity_digest` and `layers_digest` are of tables that not every engine has.
+    """
 
     name: str
     key: str
@@ -150,6 +153,10 @@ class Engine:
     manifest_digest: str = ""
     build_log_digest: str = ""
     create_time: datetime | None = None
+    sensitivity_digest: str = ""
+    layers_digest: str = ""
+    pinned: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -179,7 +186,40 @@ class Engine:
             manifest_digest=message.manifest_digest,
             build_log_digest=message.build_log_digest,
             create_time=time_or_none(message, "create_time"),
+            sensitivity_digest=message.sensitivity_digest,
+            layers_digest=message.layers_digest,
+            pinned=message.pinned,
+            aliases=tuple(message.aliases),
         )
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A name for an engine of a model that can move; written "{model}:{id}" where an engine is wanted."""
+
+    name: str
+    engine: str
+    etag: str = ""
+    update_time: datetime | None = None
+
+    @property
+    def id(self) -> str:
+        """The last part of the name, such as "prod"."""
+        return id_of(self.name)
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.name.rsplit("/aliases/", 1)[0]
+
+    @property
+    def short(self) -> str:
+        """As commands take it: "{model}:{id}"."""
+        return f"{id_of(self.model)}:{self.id}"
+
+    @classmethod
+    def from_proto(cls, message: pb.Alias) -> Alias:
+        return cls(message.name, message.engine, message.etag, time_or_none(message, "update_time"))
 
 
 def _profile(message: pb.Engine) -> BatchProfile | None:

@@ -12,10 +12,14 @@ from enginehouse.v1 import serving_pb2 as pb
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """A version of a served model and the engine that it is."""
+    """A version of a served model and the engine that it is; `alias` is the one that it follows, if it does.
+
+    When the alias moves, the server puts the version after the highest in the place of this one.
+    """
 
     version: int
     engine: str
+    alias: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class ServingConfig:
     def from_proto(cls, message: pb.ServingConfig) -> ServingConfig:
         return cls(
             name=message.name,
-            versions=tuple(ServedVersion(v.version, v.engine) for v in message.versions),
+            versions=tuple(ServedVersion(v.version, v.engine, v.alias) for v in message.versions),
             latest_versions=message.latest_versions or 1,
             instances=message.instances or 1,
             batching=Batching.from_proto(message.batching),
@@ -107,7 +111,7 @@ class ServingConfig:
     def to_proto(self) -> pb.ServingConfig:
         return pb.ServingConfig(
             name=self.name,
-            versions=[pb.ServedVersion(version=v.version, engine=v.engine) for v in self.versions],
+            versions=[pb.ServedVersion(version=v.version, engine=v.engine, alias=v.alias) for v in self.versions],
             latest_versions=self.latest_versions,
             instances=self.instances,
             batching=self.batching.to_proto(),

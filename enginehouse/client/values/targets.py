@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from enginehouse.client.values.convert import enum_value
 from enginehouse.client.values.engines import BatchProfile, precision_value
@@ -51,17 +52,41 @@ class Synthetic:
 
 
 @dataclass(frozen=True)
+class AutomaticExclusion:
+    """Leaves the layers that cost most accuracy in higher precision.
+
+    Attributes:
+        minimum_sqnr_db: until the quantized model's outputs have this SQNR against FP32, in dB, on the calibration
+            data; the server's 20 when None.
+        max_layers: at most so many layers; a quarter of the quantized ones when 0.
+        max_samples: samples that sensitivity is measured on; 16 when 0.
+    """
+
+    minimum_sqnr_db: float | None = None
+    max_layers: int = 0
+    max_samples: int = 0
+
+    def to_proto(self) -> pb.AutomaticExclusion:
+        return pb.AutomaticExclusion(
+            minimum_sqnr_db=self.minimum_sqnr_db, max_layers=self.max_layers, max_samples=self.max_samples
+        )
+
+
+@dataclass(frozen=True)
 class Calibration:
     """How to find the dynamic ranges of activations; needed for INT8 and FP8.
 
     Attributes:
         method: "entropy", "max", "percentile" or "mse".
-        dataset: a dataset, its name or its id. Give this or `synthetic`.
+        dataset: a dataset, its name or its id. Give this, `synthetic` or `table`.
         synthetic: made-up samples, for a model that comes without data.
         percentile: for the method "percentile", such as 99.99.
         max_samples: at most so many samples of the data; all when 0.
         batch_size: samples run at once; the server's choice when 0.
         exclude: nodes (by name) or operator types that stay in higher precision.
+        table: a calibration table made elsewhere, instead of calibrating: its file, which `optimize` uploads, or the
+            digest of one that is uploaded. The method is then the table's.
+        automatic_exclusion: find more such nodes by their sensitivity; not with a table.
     """
 
     method: str = "entropy"
@@ -71,6 +96,8 @@ class Calibration:
     max_samples: int = 0
     batch_size: int = 0
     exclude: tuple[str, ...] = ()
+    table: str | Path | None = None
+    automatic_exclusion: AutomaticExclusion | None = None
 
     def to_proto(self, parent: str) -> pb.CalibrationSpec:
         """The message, with a dataset's id made a name in `parent`."""
@@ -81,7 +108,13 @@ class Calibration:
             max_samples=self.max_samples,
             batch_size=self.batch_size,
             exclude=list(self.exclude),
+            automatic_exclusion=self.automatic_exclusion.to_proto() if self.automatic_exclusion else None,
         )
+        if self.table is not None:
+            if self.dataset is not None or self.synthetic is not None:
+                raise InvalidArgumentError("a calibration takes a table or data, not both")
+            message.table = str(self.table)
+            message.ClearField("method")
         _set_data(message, self.dataset, self.synthetic, parent)
         return message
 
@@ -97,6 +130,7 @@ class VerificationSpec:
         minimum_relative_accuracy: refuse an engine whose top-1 is below this fraction of FP32's (the server's 0.99
             when None; 0 refuses none).
         minimum_sqnr_db: without labels, refuse outputs below this many dB (the server's 10 when None).
+        per_layer: also compare each layer of a quantized engine with FP32 (`engines.layers` has the table).
     """
 
     dataset: Dataset | str | None = None
@@ -104,10 +138,11 @@ class VerificationSpec:
     max_samples: int = 0
     minimum_relative_accuracy: float | None = None
     minimum_sqnr_db: float | None = None
+    per_layer: bool = False
 
     def to_proto(self, parent: str) -> pb.VerificationSpec:
         """The message, with a dataset's id made a name in `parent`."""
-        message = pb.VerificationSpec(max_samples=self.max_samples)
+        message = pb.VerificationSpec(max_samples=self.max_samples, per_layer=self.per_layer)
         if self.minimum_relative_accuracy is not None:
             message.minimum_relative_accuracy = self.minimum_relative_accuracy
         if self.minimum_sqnr_db is not None:
