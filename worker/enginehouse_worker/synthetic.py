@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from enginehouse_worker.backends.base import Array, Signature, TensorSpec, numpy_dtype
+from enginehouse_worker.data.layouts import is_channels_first
 from enginehouse_worker.digests import json_digest
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.stages.params import Params
@@ -21,6 +22,8 @@ _COARSEST_GRID = 4
 # The amplitude of each grid against that of the next coarser one. Natural images have about 0.5; more keeps small
 # networks' inputs varied.
 _FINER_STRENGTH = 0.7
+# Of synthetic pixels; photographs have about as much.
+_PIXEL_MEAN, _PIXEL_DEVIATION = 128, 64
 
 
 class SyntheticDataset:
@@ -28,7 +31,8 @@ class SyntheticDataset:
 
     "normal": mean 0, deviation 1. "uniform": [0, 1). "images" (rank-4 inputs; others are normal): smooth random images,
     noise of several scales added up as in photographs, mean 0, deviation 1; channels last or first as the input's shape
-    says, with the same pixels. Integers are uniform in [0, 256) for images' types and in [0, 2) for the rest.
+    says, with the same pixels. For UINT8 inputs their mean is 128 and their deviation 64, cut to 0 to 255;
+    in the other distributions UINT8 is uniform in [0, 256). Other integers are uniform in [0, 2).
 
     Raises:
         WorkerError: INVALID_ARGUMENT for an unknown distribution or a bad number of samples.
@@ -74,19 +78,28 @@ def synthetic_sample(spec: TensorSpec, distribution: str, random: np.random.Gene
         )
     image = len(spec.shape) == 4
     shape = tuple(d if d > 0 else _DYNAMIC_IMAGE_SIZE if image else _DYNAMIC_SIZE for d in spec.shape[1:])
+    if distribution == "images" and image and (spec.dtype == "UINT8" or dtype.kind == "f"):
+        pixels = _image(shape, random)
+        return _as_uint8(pixels) if spec.dtype == "UINT8" else pixels.astype(dtype)
     if dtype.kind in "iub" or spec.dtype == "BF16":
         if spec.dtype == "BF16":
             # The upper half of an FP32 value is its BF16 value, rounded towards zero.
             return (random.standard_normal(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
         return random.integers(0, 256 if spec.dtype == "UINT8" else 2, shape).astype(dtype)
-    if distribution == "images" and image:
-        channels_first = shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
-        height, width, channels = (shape[1], shape[2], shape[0]) if channels_first else shape
-        pixels = random_image(height, width, channels, random)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1) if channels_first else pixels).astype(dtype)
     if distribution == "uniform":
         return random.random(shape, np.float32).astype(dtype)
     return random.standard_normal(shape, np.float32).astype(dtype)
+
+
+def _image(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """A random image of a shape of rank 3, channels last or first."""
+    if not is_channels_first(shape):
+        return random_image(shape[0], shape[1], shape[2], random)
+    return np.ascontiguousarray(random_image(shape[1], shape[2], shape[0], random).transpose(2, 0, 1))
+
+
+def _as_uint8(image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    return np.clip(np.rint(image * _PIXEL_DEVIATION + _PIXEL_MEAN), 0, 255).astype(np.uint8)
 
 
 def random_image(height: int, width: int, channels: int, random: np.random.Generator) -> npt.NDArray[np.float32]:

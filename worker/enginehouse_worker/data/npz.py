@@ -104,10 +104,10 @@ class NpzDataset:
             if not names:
                 raise _wrong("it holds no arrays")
             return {name[: -len(".npy")]: NpyMember(self._path, name) for name in names}
-        except zipfile.BadZipFile:
-            raise _wrong(f"{self._path.name} is not an .npz file; write it with numpy.savez") from None
         except NpyError as error:
             raise _wrong(str(error)) from None
+        except (zipfile.BadZipFile, NotImplementedError, ValueError):
+            raise _wrong(f"{self._path.name} is not an .npz file; write it with numpy.savez") from None
 
     def _column(self, spec: TensorSpec, member: NpyMember) -> _Column:
         expected = numpy_dtype(spec.dtype)
@@ -149,7 +149,10 @@ class NpzDataset:
                 f"`{LABELS}` has dtype {member.dtype} and shape {list(member.shape)}; expected {samples} integers, the "
                 "class index of each sample"
             )
-        return next(member.rows(samples, samples)).reshape(-1).astype(np.int64)
+        try:
+            return next(member.rows(samples, samples)).reshape(-1).astype(np.int64)
+        except NpyError as error:
+            raise _wrong(str(error)) from None
 
 
 def _by_name(signature: Signature) -> list[tuple[str, TensorSpec]]:

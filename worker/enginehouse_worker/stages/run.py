@@ -21,7 +21,7 @@ from enginehouse_worker.stages.context import Progress, Stage, StageContext
 from enginehouse_worker.stages.events import Events
 from enginehouse_worker.stages.params import close_matches
 
-STAGES = ("freeze", "convert", "calibrate", "quantize", "reference", "build", "verify")
+STAGES = ("freeze", "convert", "prepare", "calibrate", "sensitivity", "quantize", "layers", "reference", "build", "verify")
 _SPEC_KEYS = ("stage", "inputs", "output", "params")
 
 
