@@ -39,8 +39,12 @@ class ServerSettings(BaseSettings):
     drain_seconds: float = Field(
         default=25.0, ge=0, description="After SIGTERM, how long calls in flight may take to finish."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error: what is logged, and what is worse."
+    )
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="json, a line for each event, or console, for people."
+    )
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> ServerSettings:

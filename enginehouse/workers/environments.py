@@ -24,6 +24,13 @@ BACKEND_ENVIRONMENTS: Mapping[str, str] = {
     "tf-trt": "tf-trt",
 }
 
+# The environment variables that say where worker environments are, and what they mean, for `--help`.
+VARIABLES: Mapping[str, str] = {
+    "ENGINEHOUSE_WORKERS_DIR": "Folder of the worker environments; `workers` in this Python environment when absent.",
+    "ENGINEHOUSE_WORKERS": "JSON of {environment: python} that overrides single ones.",
+    "ENGINEHOUSE_WORKER_PATH": "A checkout's `worker` folder, put on the workers' PYTHONPATH; for development.",
+}
+
 
 @dataclass(frozen=True)
 class WorkerEnvironment:

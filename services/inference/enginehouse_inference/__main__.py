@@ -1,5 +1,8 @@
-"""`python -m enginehouse_inference`."""
+"""`python -m enginehouse_inference` runs the service."""
+
+import sys
 
 from enginehouse_inference.main import main
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,25 +1,29 @@
-"""The `enginehouse-inference` command."""
+"""The `enginehouse-inference` command: reads the settings and serves until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
-from pydantic import ValidationError
-
-from enginehouse.errors import EnginehouseError
 from enginehouse.rpc.announce import announce_file
-from enginehouse.rpc.logging import configure_logging
+from enginehouse.rpc.entry import run_service
 from enginehouse.rpc.server import run_until_signalled
-from enginehouse.workers.environments import WorkerEnvironments
+from enginehouse.workers.environments import VARIABLES, WorkerEnvironments
 from enginehouse_inference.app import InferenceApp
 from enginehouse_inference.process_tuning import raise_descriptor_limit, tune_malloc
 from enginehouse_inference.settings import InferenceSettings
 
 
-async def serve(settings: InferenceSettings) -> None:
+def serve(settings: InferenceSettings) -> Coroutine[Any, Any, None]:
     """Serve until SIGTERM or SIGINT."""
+    # Before any large block is allocated: freed ones go by the threshold that was set when they were made.
+    tune_malloc()
+    raise_descriptor_limit()  # workers inherit it
+    return _serve(settings)
+
+
+async def _serve(settings: InferenceSettings) -> None:
     announce = announce_file(os.environ)
     app = InferenceApp(settings, WorkerEnvironments.discover())
     await run_until_signalled(
@@ -31,21 +35,7 @@ async def serve(settings: InferenceSettings) -> None:
     )
 
 
-def main() -> None:
-    """Read the settings from the environment and serve."""
-    try:
-        settings = InferenceSettings()
-    except ValidationError as error:
-        sys.exit(f"enginehouse-inference: bad settings: {error}")
-    configure_logging(level=settings.log_level, format=settings.log_format, service="inference")
-    # Before any large block is allocated: freed ones go by the threshold that was set when they were made.
-    tune_malloc()
-    raise_descriptor_limit()  # workers inherit it
-    try:
-        asyncio.run(serve(settings))
-    except EnginehouseError as error:
-        sys.exit(f"enginehouse-inference: {error.message}")
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 after a signal, 1 when it could not start, 2 for wrong settings."""
+    description = "Serves engines by the Open Inference Protocol, over gRPC."
+    return run_service("inference", description, InferenceSettings, serve, arguments=arguments, variables=VARIABLES)

@@ -1,22 +1,19 @@
-"""The telemetry service: `enginehouse-telemetry`, or `python -m enginehouse_telemetry`."""
+"""The `enginehouse-telemetry` command: reads the settings and serves until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
-from pydantic import ValidationError
 
-from enginehouse.errors import EnginehouseError, UnavailableError
+from enginehouse.errors import UnavailableError
 from enginehouse.rpc.announce import announce_file
-from enginehouse.rpc.logging import configure_logging
+from enginehouse.rpc.entry import run_service
 from enginehouse.rpc.server import RpcServer, Service, run_until_signalled
 from enginehouse.v1 import telemetry_pb2_grpc as pb_grpc
 from enginehouse_telemetry.history import History
@@ -137,38 +134,12 @@ def _describe(gpus: NvmlCollector) -> tuple[str, ...]:
     return tuple(lines) or (gpus.message,)
 
 
-def _help() -> str:
-    rows = ["Settings (environment variables):"]
-    for name, field in TelemetrySettings.model_fields.items():
-        rows.append(f"  ENGINEHOUSE_{name.upper()}: {field.description or ''}".rstrip())
-    return "\n".join(rows)
-
-
 async def _run(settings: TelemetrySettings) -> None:
     await Agent(settings, announce_file(os.environ)).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the service; the exit status."""
-    argparse.ArgumentParser(
-        prog="enginehouse-telemetry",
-        description="Measures the GPUs and the host of this node.",
-        epilog=_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(arguments)
-    try:
-        settings = TelemetrySettings()
-    except ValidationError as error:
-        print(f"enginehouse-telemetry: a setting is not valid: {error}", file=sys.stderr)
-        return 2
-    configure_logging(level=settings.log_level, format=settings.log_format, service="telemetry")
-    try:
-        asyncio.run(_run(settings))
-    except EnginehouseError as error:
-        _log.error("cannot serve", error=error.message)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Returns the exit status: 0 after a signal, 1 when it could not start, 2 for wrong settings."""
+    return run_service(
+        "telemetry", "Measures the GPUs and the host of this node.", TelemetrySettings, _run, arguments=arguments
+    )

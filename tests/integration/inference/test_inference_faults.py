@@ -231,5 +231,5 @@ def test_sigterm_finishes_what_runs_and_exits_0(start_server: StartServer, model
 def test_bad_settings_and_a_port_in_use_are_told(server: Server, start_server: StartServer) -> None:
     with pytest.raises(AssertionError, match="port is in use"):
         start_server("second", port=str(server.port))
-    with pytest.raises(AssertionError, match="bad settings"):
+    with pytest.raises(AssertionError, match="wrong settings"):
         start_server("third", max_queue_size="none")
