@@ -21,9 +21,11 @@ from enginehouse.client.values import (
     Dataset,
     DeviceList,
     Engine,
+    ImportOptions,
     JobEvent,
     JobView,
     Model,
+    Preprocessing,
     Sample,
     ServingConfig,
 )
@@ -41,19 +43,50 @@ class Models:
         path: str | Path,
         model_id: str | None = None,
         *,
+        format: str | None = None,  # noqa: A002 - what it is
+        import_options: ImportOptions | None = None,
+        preprocessing: Preprocessing | None = None,
         labels: Mapping[str, str] | None = None,
         replace: bool = False,
         progress: Progress | None = None,
     ) -> Model:
         """Upload a model's file or SavedModel folder and register it. `progress` is called in another thread."""
-        upload = self._inner.upload(path, model_id, labels=labels, replace=replace, progress=progress)
+        upload = self._inner.upload(
+            path,
+            model_id,
+            format=format,
+            import_options=import_options,
+            preprocessing=preprocessing,
+            labels=labels,
+            replace=replace,
+            progress=progress,
+        )
         return self._portal.run(upload)
 
     def create_zoo(
-        self, model_id: str, architecture: str, seed: int = 0, *, labels: Mapping[str, str] | None = None
+        self,
+        model_id: str,
+        architecture: str,
+        seed: int = 0,
+        *,
+        weights: str | Path | None = None,
+        classes: int = 0,
+        preprocessing: Preprocessing | None = None,
+        labels: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> Model:
-        """Register an architecture of the optimizer's zoo, random weights from a seed."""
-        return self._portal.run(self._inner.create_zoo(model_id, architecture, seed, labels=labels))
+        """Register an architecture of the optimizer's zoo, with weights of a file or random ones from a seed."""
+        create = self._inner.create_zoo(
+            model_id,
+            architecture,
+            seed,
+            weights=weights,
+            classes=classes,
+            preprocessing=preprocessing,
+            labels=labels,
+            progress=progress,
+        )
+        return self._portal.run(create)
 
     def ensure_zoo(self, name: str, *, seed: int = 0) -> Model:
         """The model of that name if there is one, else the zoo's architecture of that name, registered under it."""

@@ -12,7 +12,7 @@ from client_servers import PROJECT, Servers
 
 from enginehouse import AsyncClient, BatchProfile, Engine
 from enginehouse.client import blobs
-from enginehouse.client.models import format_of, id_from
+from enginehouse.client.model_files import id_from, model_file
 from enginehouse.errors import AlreadyExistsError, DataLossError, InvalidArgumentError, NotFoundError
 from enginehouse.v1 import engines_pb2
 
@@ -137,7 +137,7 @@ def test_ids_come_from_file_names() -> None:
 
 def test_a_folder_without_a_saved_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=r"saved_model\.pb"):
-        format_of(tmp_path)
+        model_file(tmp_path)
 
 
 async def test_zoo_models_are_made_once(client: AsyncClient, servers: Servers) -> None:
