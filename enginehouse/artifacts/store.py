@@ -87,6 +87,10 @@ class BlobStore:
         parse_digest(digest)
         self._uses.touch(digest)
 
+    def last_use(self, digest: str) -> int:
+        """When this process last wrote or asked for a blob, in Unix nanoseconds; 0 when it did not."""
+        return self._uses.last(digest)
+
     def has(self, digest: str) -> bool:
         """Whether the blob is complete. Looks at the name only: `path()` also verifies."""
         return self._here(digest)

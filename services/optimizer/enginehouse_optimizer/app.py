@@ -16,6 +16,7 @@ from enginehouse.v1 import (
     models_pb2_grpc,
     optimizer_pb2_grpc,
     serving_pb2_grpc,
+    store_pb2_grpc,
 )
 from enginehouse.workers.environments import WorkerEnvironments
 from enginehouse.workers.stage import StageLimits
@@ -33,14 +34,13 @@ from enginehouse_optimizer.pipeline.slots import StageQueue, StageSlots
 from enginehouse_optimizer.pipeline.versions import EnvironmentVersions
 from enginehouse_optimizer.settings import OptimizerSettings
 from enginehouse_optimizer.storage.aliases import AliasStore
-from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.database import Database
-from enginehouse_optimizer.storage.engines import EngineIndex
 from enginehouse_optimizer.storage.jobs import Jobs
 from enginehouse_optimizer.storage.resources import Resources
 from enginehouse_optimizer.storage.serving import ServingStore
 from enginehouse_optimizer.storage.stage_costs import StageCosts
 from enginehouse_optimizer.storage.stage_results import StageResults
+from enginehouse_optimizer.storekeeping import StoreKeeping, project_blobs
 from enginehouse_optimizer.threads import in_thread
 
 _log = structlog.get_logger("optimizer")
@@ -65,9 +65,10 @@ class OptimizerApp:
         shutil.rmtree(self._work_dir, ignore_errors=True)
         self._database = Database(data_dir / "optimizer.sqlite")
         self.notifier = Notifier()
-        self._blobs = ProjectBlobs(data_dir)
+        self._blobs = project_blobs(settings, data_dir)
         jobs = Jobs(self._database, lambda number: self.notifier.notify(("job", number)))
-        engines = EngineIndex(self._database)
+        self._store = StoreKeeping(settings, self._database, jobs, self._blobs)
+        engines = self._store.engines
         models = Resources(self._database, MODELS, models_pb2.Model)
         datasets = Resources(self._database, DATASETS, models_pb2.Dataset)
         limits = StageLimits(
@@ -132,6 +133,9 @@ class OptimizerApp:
                 lambda s: serving_pb2_grpc.add_ServingConfigsServicer_to_server(self._serving_api, s),
             ),
             Service(
+                "enginehouse.v1.Store", lambda s: store_pb2_grpc.add_StoreServicer_to_server(self._store.service, s)
+            ),
+            Service(
                 "google.longrunning.Operations",
                 lambda s: operations_pb2_grpc.add_OperationsServicer_to_server(self._operations_api, s),
             ),
@@ -139,6 +143,7 @@ class OptimizerApp:
 
     async def start(self) -> None:
         """Clean up after a dead service and take up its jobs."""
+        await self._store.start()
         removed = await in_thread(self._blobs.sweep, self._settings.upload_retention_seconds)
         resumed = self.manager.resume()
         _log.info("storage is ready", resumed_jobs=resumed, removed_uploads=removed)
@@ -146,6 +151,7 @@ class OptimizerApp:
     async def close(self) -> None:
         """Stop the stages, close the database, let the data folder go."""
         await self.manager.close()
+        await self._store.close()
         self._database.close()
         shutil.rmtree(self._work_dir, ignore_errors=True)
         self._lock.release()

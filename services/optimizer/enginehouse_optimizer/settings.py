@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, PositiveInt
 
@@ -51,4 +52,26 @@ class OptimizerSettings(ServerSettings):
     upload_idle_seconds: float = Field(60.0, gt=0, description="An upload that sends nothing for so long is ended.")
     upload_retention_seconds: float = Field(
         7 * 86400.0, gt=0, description="Unfinished uploads older than this are removed when the service starts."
+    )
+    store_url: str = Field(
+        "",
+        description="Where blobs and engines are kept: a URL that fsspec knows, such as s3://bucket/prefix. The data "
+        "folder when empty; else that is a cache.",
+    )
+    store_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description='What the URL\'s client takes, as JSON: {"endpoint_url": "http://minio:9000"}.',
+    )
+    store_cache_bytes: int = Field(
+        0, ge=0, description="What the data folder may hold of an object store's blobs; 0: no bound."
+    )
+    store_retry_seconds: float = Field(
+        60.0, ge=0, description="For how long a call to the object store that fails is tried again."
+    )
+    gc_interval_seconds: float = Field(86400.0, ge=0, description="Garbage is collected so often; 0: when asked only.")
+    stage_result_retention_seconds: float = Field(
+        30 * 86400.0, ge=0, description="Results of stages that no job took for so long are forgotten."
+    )
+    quarantine_retention_seconds: float = Field(
+        30 * 86400.0, ge=0, description="Damaged blobs are kept for so long, for somebody to look at."
     )

@@ -39,9 +39,7 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
 
     async def FindBlob(self, request: pb.FindBlobRequest, context: Any) -> pb.FindBlobResponse:  # noqa: N802
         store = self._store(request.parent, request.digest)
-        return pb.FindBlobResponse(
-            complete=store.has(request.digest), committed_bytes=store.committed_bytes(request.digest)
-        )
+        return await in_thread(_find, store, request.digest)
 
     async def WriteBlob(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.WriteBlobRequest], context: Any
@@ -57,18 +55,19 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
                 f"size_bytes is {size}: expected 0 to {self._max_blob_bytes} (ENGINEHOUSE_MAX_BLOB_BYTES)"
             )
         with self._slot():
-            committed = store.committed_bytes(digest)
+            known = await in_thread(_find, store, digest)
+            complete, committed = known.complete, known.committed_bytes
             request: pb.WriteBlobRequest | None = first
-            while request is not None and not store.has(digest):
+            while request is not None and not complete:
                 _check_chunk(request, size, first=request is first)
                 committed = await in_thread(store.append, digest, request.offset, request.data)
                 if committed >= size:
                     break
                 request = await self._next(requests)
-            if committed >= size or store.has(digest):
+            if complete or committed >= size:
                 await in_thread(store.finish, digest, size)
-                committed = size
-        return pb.WriteBlobResponse(committed_bytes=committed, complete=store.has(digest))
+                complete, committed = True, size
+        return pb.WriteBlobResponse(committed_bytes=committed, complete=complete)
 
     async def ReadBlob(self, request: pb.ReadBlobRequest, context: Any) -> AsyncIterator[pb.ReadBlobResponse]:  # noqa: N802
         store = self._store(request.parent, request.digest)
@@ -113,6 +112,13 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
             yield
         finally:
             self._uploads -= 1
+
+
+def _find(store: BlobStore, digest: str) -> pb.FindBlobResponse:
+    # Who asks is about to use it: garbage collection must not take it between here and its name.
+    store.touch(digest)
+    complete = store.has(digest)
+    return pb.FindBlobResponse(complete=complete, committed_bytes=store.committed_bytes(digest))
 
 
 def _check_chunk(request: pb.WriteBlobRequest, size: int, *, first: bool) -> None:
