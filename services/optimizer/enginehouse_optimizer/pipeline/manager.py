@@ -16,6 +16,7 @@ from enginehouse.errors import CancelledError, EnginehouseError, InternalError, 
 from enginehouse.rpc.status import to_proto
 from enginehouse.v1 import engines_pb2
 from enginehouse.v1 import optimizer_pb2 as pb
+from enginehouse_optimizer.pipeline.blame import stage_to_blame, with_layers
 from enginehouse_optimizer.pipeline.executor import execute
 from enginehouse_optimizer.pipeline.flights import StageRunner
 from enginehouse_optimizer.pipeline.inputs import Inputs
@@ -174,10 +175,23 @@ class JobManager:
         plan = await self._plan(inputs)
         self._jobs.start(job.number)
         reporter = self._reporters[job.number] = JobReporter(self._jobs, job.number, job.priority)
-        results = await execute(job.project, plan, self._runner.obtain, reporter)
+        try:
+            results = await execute(job.project, plan, self._runner.obtain, reporter)
+        except EnginehouseError as error:
+            raise await self._explained(job, plan, error, reporter) from error
         # Manifests of all first: one that cannot be made publishes none.
         engines = [await self._engine(job.project, inputs, plan, index, results) for index in range(len(plan.engines))]
         return pb.OptimizeResponse(engines=self._engines.publish(engines))
+
+    async def _explained(
+        self, job: Job, plan: Plan, error: EnginehouseError, reporter: JobReporter
+    ) -> EnginehouseError:
+        stage = stage_to_blame(plan, error)
+        if stage is None:
+            return error
+        self._jobs.add_stage(job.number, stage.name)
+        store = self._blobs.of(job.project)
+        return await with_layers(error, stage, plan, job.project, self._runner.obtain, reporter, store)
 
     async def _engine(
         self, project: str, inputs: Inputs, plan: Plan, index: int, results: Mapping[str, StageResult]

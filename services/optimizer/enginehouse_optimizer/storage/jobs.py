@@ -81,6 +81,14 @@ class Jobs:
         self.on_event(number)
         return self.by_number(number)
 
+    def add_stage(self, number: int, name: str) -> None:
+        """Add a pending stage to a running job, behind the others; nothing happens when it has it already."""
+        self._database.execute(
+            "INSERT OR IGNORE INTO job_stages (job, position, name, state) "
+            "SELECT ?, COALESCE(MAX(position), 0) + 1, ?, ? FROM job_stages WHERE job=?",
+            (number, name, pb.STAGE_STATE_PENDING, number),
+        )
+
     def by_number(self, number: int) -> Job:
         row = self._database.row("SELECT * FROM jobs WHERE number=?", (number,))
         if row is None:
