@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 from enginehouse_worker.backends.base import Array
 from enginehouse_worker.errors import WorkerError
+from enginehouse_worker.graphs.editing import subgraph_reads
 
 # Constants up to this many elements may say something about shapes; larger ones are weights.
 _SHAPE_CONSTANT_ELEMENTS = 1024
@@ -39,6 +40,8 @@ class GraphIndex:
     outputs: tuple[str, ...]
     types: dict[str, int]
     shapes: dict[str, tuple[int | None, ...]]
+    captured: frozenset[str] = frozenset()
+    """What the subgraphs of If, Loop and Scan read, theirs and this graph's tensors alike."""
 
     def is_activation(self, tensor: str) -> bool:
         """Whether the tensor is an FP32 value that depends on the input (a tensor of unknown type counts as FP32)."""
@@ -58,9 +61,10 @@ class GraphIndex:
         return None if shape is None else len(shape)
 
     def sole_reader(self, tensor: str) -> Reader | None:
-        """The only use of a tensor, or None when it has several, none, or is an output of the graph."""
+        """The only use of a tensor, or None when it has several, none, is an output, or a subgraph reads it."""
         readers = self.readers.get(tensor, ())
-        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+        elsewhere = tensor in self.outputs or tensor in self.captured
+        return readers[0] if len(readers) == 1 and not elsewhere else None
 
 
 def index_graph(model: onnx.ModelProto) -> GraphIndex:
@@ -87,6 +91,7 @@ def index_graph(model: onnx.ModelProto) -> GraphIndex:
         outputs=tuple(o.name for o in graph.output),
         types=types,
         shapes=shapes,
+        captured=frozenset(name for node in graph.node for name in subgraph_reads(node)),
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from enginehouse_worker.files import sole_file, write_json, write_whole
+from enginehouse_worker.files import sole_file, write_json
 from enginehouse_worker.graphs.signature_file import read_signature
+from enginehouse_worker.graphs.write import write_model
 from enginehouse_worker.stages.context import Stage, StageContext
 from enginehouse_worker.stages.params import Params
 
@@ -24,13 +25,11 @@ def run(ctx: StageContext) -> dict[str, Any]:
     signature = read_signature(directory)
     from enginehouse_worker.conversion.tensorflow import convert
 
-    model, signature = convert(
-        path.read_bytes(), signature, channels_first=layout == "nchw", opset=opset, progress=ctx.progress
-    )
+    graph, signature = convert(path, signature, channels_first=layout == "nchw", opset=opset, progress=ctx.progress)
     ctx.progress(0.9, "writing the ONNX model")
-    write_whole(ctx.output / "model.onnx", model.SerializeToString(deterministic=True))
+    write_model(ctx.output / "model.onnx", graph)
     write_json(ctx.output / "signature.json", signature.to_json())
-    operators = Counter(node.op_type for node in model.graph.node)
+    operators = Counter(node.op_type for node in graph.nodes)
     return {"layout": layout, "opset": opset, "operators": dict(sorted(operators.items()))}
 
 

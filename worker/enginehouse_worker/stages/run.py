@@ -21,7 +21,22 @@ from enginehouse_worker.stages.context import Progress, Stage, StageContext
 from enginehouse_worker.stages.events import Events
 from enginehouse_worker.stages.params import close_matches
 
-STAGES = ("freeze", "convert", "prepare", "calibrate", "sensitivity", "quantize", "layers", "reference", "build", "verify")
+STAGES = (
+    "freeze",
+    "convert",
+    "import",
+    "preprocess",
+    "prepare",
+    "calibrate",
+    "sensitivity",
+    "quantize",
+    "layers",
+    "reference",
+    "build",
+    "verify",
+)
+# `import` is a word of Python.
+_MODULES = {"import": "import_onnx"}
 _SPEC_KEYS = ("stage", "inputs", "output", "params")
 
 
@@ -69,7 +84,7 @@ def load_stage(spec: Mapping[str, Any]) -> Stage:
         near = close_matches(str(name), STAGES)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise WorkerError("INVALID_ARGUMENT", f"unknown stage {name!r}; expected one of {', '.join(STAGES)}{hint}")
-    module = importlib.import_module(f"enginehouse_worker.stages.{name}")
+    module = importlib.import_module(f"enginehouse_worker.stages.{_MODULES.get(name, name)}")
     stage: Stage = module.STAGE
     return stage
 
