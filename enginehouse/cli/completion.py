@@ -30,8 +30,15 @@ def datasets(incomplete: str) -> list[str]:
 
 
 def engines(incomplete: str) -> list[str]:
-    """Ids of engines."""
+    """Ids of engines, and aliases where a colon asks for them."""
+    if ":" in incomplete:
+        return aliases(incomplete)
     return _complete(incomplete, lambda client: [engine.id for engine in client.engines.list()])
+
+
+def aliases(incomplete: str) -> list[str]:
+    """Aliases, as MODEL:ALIAS."""
+    return _complete(incomplete, lambda client: [alias.short for alias in client.engines.list_aliases()])
 
 
 def jobs(incomplete: str) -> list[str]:

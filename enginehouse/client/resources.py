@@ -48,6 +48,12 @@ def alias_name(text: str, parent: str) -> str | None:
     return f"{parent}/models/{model}/aliases/{alias}"
 
 
+def alias_text(name: str) -> str:
+    """An alias's resource name as commands take it: "{model}:{alias}"; empty stays empty."""
+    parts = name.split("/")
+    return f"{parts[-3]}:{parts[-1]}" if len(parts) > 3 else name
+
+
 async def all_pages(
     endpoint: Endpoint, method: Callable[..., Awaitable[Any]], request: Any, field: str, limit: int | None = None
 ) -> list[Any]:

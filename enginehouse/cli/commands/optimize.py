@@ -15,7 +15,7 @@ from enginehouse.cli.output import Json, print_json, say
 from enginehouse.cli.transfer import shown
 from enginehouse.cli.watch import follow
 from enginehouse.client import Client
-from enginehouse.client.values import Calibration, Model, Synthetic, Target, VerificationSpec
+from enginehouse.client.values import AutomaticExclusion, Calibration, Model, Synthetic, Target, VerificationSpec
 from enginehouse.errors import InvalidArgumentError, NotFoundError
 
 EPILOG = (
@@ -55,6 +55,20 @@ def _optimize(
     method: Annotated[str, typer.Option(help="Calibration: entropy, max, percentile or mse.")] = "entropy",
     percentile: Annotated[float, typer.Option(help="For the method percentile.")] = 99.99,
     max_samples: Annotated[int, typer.Option(min=0, help="Calibrate on at most so many samples; 0: all.")] = 0,
+    calibration_table: Annotated[
+        str | None,
+        typer.Option(help="Take this calibration table, a file or the digest of an uploaded one; no data is needed."),
+    ] = None,
+    auto_exclude: Annotated[
+        bool, typer.Option("--auto-exclude", help="Leave the layers that cost most accuracy in higher precision.")
+    ] = False,
+    auto_exclude_sqnr: Annotated[
+        float | None,
+        typer.Option(
+            "--auto-exclude-db", metavar="DB", help="Until outputs have this SQNR; 20 when absent. Implies it."
+        ),
+    ] = None,
+    max_excluded: Annotated[int, typer.Option(min=0, help="Exclude at most so many layers; a quarter when 0.")] = 0,
     exclude: Annotated[
         list[str] | None, typer.Option(help="A node or operator type to leave in higher precision; may be repeated.")
     ] = None,
@@ -65,21 +79,37 @@ def _optimize(
         float | None, typer.Option(help="With labels, refuse engines below this fraction of FP32's top-1.")
     ] = None,
     min_sqnr: Annotated[float | None, typer.Option(help="Without labels, refuse outputs below this many dB.")] = None,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Also compare each layer with FP32: `engines show --layers`.")
+    ] = False,
+    fold_preprocessing: Annotated[
+        bool,
+        typer.Option("--fold-preprocessing", help="The engine takes UINT8 images and normalizes them itself."),
+    ] = False,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Of waiting jobs the highest starts first.")] = 0,
     layout: Annotated[str, typer.Option(help="keep, or nchw for images channels first.")] = "keep",
     name: Annotated[str | None, typer.Option(help="The id of an uploaded file.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start it and return; `jobs watch` follows it.")] = False,
     json: Json = False,
 ) -> None:
     """Turn a model into engines, one for each backend and precision. Ctrl-C asks the job to stop."""
-    if calibration_data is not None and synthetic is not None:
-        raise InvalidArgumentError("give --calibration-data or --synthetic, not both")
+    if sum(given is not None for given in (calibration_data, synthetic, calibration_table)) > 1:
+        raise InvalidArgumentError("give one of --calibration-data, --synthetic and --calibration-table")
+    automatic = auto_exclude or auto_exclude_sqnr is not None
+    if automatic and calibration_table is not None:
+        raise InvalidArgumentError("--auto-exclude measures layers on data, which a --calibration-table has not")
+    if max_excluded and not automatic:
+        raise InvalidArgumentError("--max-excluded limits --auto-exclude: give that too")
+    calibrated = not (calibration_data is None and synthetic is None and calibration_table is None)
     targets = [
         Target(b, p, profile(batch), pairs(option, "--option"))
         for b in backend or ["onnxruntime"]
         for p in precision or ["fp32"]
     ]
-    if calibration_data is None and synthetic is None and any(t.precision in ("int8", "fp8") for t in targets):
-        raise InvalidArgumentError("int8 and fp8 need calibration: give --calibration-data DATASET or --synthetic N")
+    if not calibrated and any(t.precision in ("int8", "fp8") for t in targets):
+        raise InvalidArgumentError(
+            "int8 and fp8 need calibration: give --calibration-data DATASET, --synthetic N or --calibration-table FILE"
+        )
     if min_accuracy is not None and verification_data is None and calibration_data is None:
         raise InvalidArgumentError(
             "--min-accuracy needs labelled samples: give --verification-data (or --calibration-data); "
@@ -87,7 +117,7 @@ def _optimize(
         )
     with connected() as client:
         calibration = None
-        if calibration_data is not None or synthetic is not None:
+        if calibrated:
             calibration = Calibration(
                 method=method,
                 dataset=_dataset(client, calibration_data),
@@ -95,17 +125,28 @@ def _optimize(
                 percentile=percentile if method == "percentile" else 0.0,
                 max_samples=max_samples,
                 exclude=tuple(exclude or ()),
+                table=calibration_table,
+                automatic_exclusion=AutomaticExclusion(auto_exclude_sqnr, max_excluded) if automatic else None,
             )
         verification = None
-        if verification_data is not None or min_accuracy is not None or min_sqnr is not None:
+        if verification_data is not None or min_accuracy is not None or min_sqnr is not None or per_layer:
             verification = VerificationSpec(
                 # None is the server's choice: the calibration's data, else made-up samples.
                 dataset=_dataset(client, verification_data),
                 minimum_relative_accuracy=min_accuracy,
                 minimum_sqnr_db=min_sqnr,
+                per_layer=per_layer,
             )
         found = _model(client, model, name, seed)
-        job = client.optimize(found, targets, calibration=calibration, verification=verification, input_layout=layout)
+        job = client.optimize(
+            found,
+            targets,
+            calibration=calibration,
+            verification=verification,
+            input_layout=layout,
+            fold_preprocessing=fold_preprocessing,
+            priority=priority,
+        )
         if detach:
             print_json({"name": job.name, "id": job.id}) if json else say(f"started {job.id}")
             return

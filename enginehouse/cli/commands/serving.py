@@ -12,6 +12,7 @@ from enginehouse.cli.context import connected
 from enginehouse.cli.options import pairs
 from enginehouse.cli.output import Json, print_json, print_table, say
 from enginehouse.client import Client
+from enginehouse.client.resources import alias_text
 from enginehouse.client.values import Batching, Engine, ModelIndex
 from enginehouse.client.values.convert import id_of
 from enginehouse.errors import DeadlineExceededError, InvalidArgumentError, NotFoundError, UnavailableError
@@ -22,7 +23,8 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the configu
 
 
 LOAD_EXAMPLES = (
-    "Examples: enginehouse load digits --precision int8; enginehouse load resnet ENGINE --instances 2 --max-delay-ms 2"
+    "Examples: enginehouse load digits --precision int8; enginehouse load resnet ENGINE --instances 2 --max-delay-ms 2;"
+    " enginehouse load resnet --engine resnet:prod (follows the alias)"
 )
 
 
@@ -38,9 +40,12 @@ def _load(
     engine: Annotated[
         str | None,
         typer.Argument(
-            help="An engine's id or name; the newest one of the model NAME when absent.",
+            help="An engine's id or name, or MODEL:ALIAS to follow; the newest of the model NAME when absent.",
             autocompletion=completion.engines,
         ),
+    ] = None,
+    engine_option: Annotated[
+        str | None, typer.Option("--engine", help="The same as an option.", autocompletion=completion.engines)
     ] = None,
     model: Annotated[str | None, typer.Option(help="Take the newest engine of this model.")] = None,
     precision: Annotated[str | None, typer.Option(help="Take the newest engine of this precision.")] = None,
@@ -60,6 +65,9 @@ def _load(
     given = {"max_batch_size": max_batch, "max_queue_delay_seconds": delay, "max_queue_size": max_queue}
     changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     options = pairs(option, "--option") if option else None
+    if engine is not None and engine_option is not None:
+        raise InvalidArgumentError("give the engine once: as an argument or as --engine")
+    engine = engine if engine is not None else engine_option
     if engine is not None and (model or precision or backend):
         raise InvalidArgumentError("give an engine, or --model, --precision and --backend to choose one, not both")
     with connected() as client:
@@ -80,8 +88,10 @@ def _load(
         return
     newest = config.newest
     number = version or (newest.version if newest else 0)
-    served = next((id_of(v.engine) for v in config.versions if v.version == number), "")
-    say(f"{config.id} version {number} {'will be' if no_wait else 'is'} served: {served}")
+    served = next((v for v in config.versions if v.version == number), None)
+    what = "" if served is None else id_of(served.engine)
+    follows = f" (follows {alias_text(served.alias)})" if served is not None and served.alias else ""
+    say(f"{config.id} version {number} {'will be' if no_wait else 'is'} served: {what}{follows}")
 
 
 def _newest(client: Client, model: str, precision: str | None, backend: str | None) -> Engine:
@@ -136,9 +146,10 @@ def _serving(json: Json = False) -> None:
         for served in config.served:
             entry = states.get((config.id, str(served.version)))
             state = "-" if entry is None else f"{entry.state} {entry.reason}".strip()
-            rows.append((config.id, served.version, id_of(served.engine), config.instances, state))
+            alias = alias_text(served.alias)
+            rows.append((config.id, served.version, id_of(served.engine), alias, config.instances, state))
     print_table(
-        ("MODEL", "VERSION", "ENGINE", "INSTANCES", "STATE"),
+        ("MODEL", "VERSION", "ENGINE", "ALIAS", "INSTANCES", "STATE"),
         rows,
         empty="nothing is served: `enginehouse load NAME ENGINE` serves an engine",
     )
