@@ -120,11 +120,22 @@ def test_links_and_encrypted_members_are_refused(tmp_path: Path) -> None:
     assert "encrypted" in refused(tmp_path, bytes(data))
 
 
+@pytest.mark.parametrize("size", [1000, 1024, 1100])
+def test_archives_cut_short_are_refused(size: int, tmp_path: Path) -> None:
+    whole = tarred({"a.png": flat(1), "b.png": flat(2)})
+    assert "cut short" in refused(tmp_path, whole[:size])
+    assert "cut short" in refused(tmp_path, gzip.compress(whole)[:-20])
+    assert "cut short" in refused(tmp_path, zipped({"a.png": flat(1)})[:-20])
+
+
 def test_bombs_are_refused(tmp_path: Path) -> None:
     bomb = _png(20000, 20000, zlib.compress(b"\0" * 1000))
     assert "too many pixels" in refused(tmp_path, zipped({"a.png": bomb}))
     packed = gzip.compress(tarred({"a.png": flat(1)}) + b"\0" * (80 << 20))
     assert "made to do harm" in refused(tmp_path, packed, "RESOURCE_EXHAUSTED")
+    large = tarfile.TarInfo("a.png")
+    large.size = 1 << 40
+    assert "expected images of at most" in refused(tmp_path, large.tobuf() + b"\0" * 1024, "RESOURCE_EXHAUSTED")
     claims = tarfile.TarInfo("x")
     claims.type, claims.size = tarfile.XHDTYPE, 32 << 20
     assert "header is larger" in refused(tmp_path, claims.tobuf() + b"\0" * (32 << 20))

@@ -1,6 +1,7 @@
 """Which files of an archive are images, and their labels: the rule that `Dataset` in models.proto states.
 
-The optimizer service has the same rule at its door (a worker imports nothing of it); a test holds them together.
+`enginehouse/datasets/image_listing.py` has the same code, because a worker imports nothing of `enginehouse`;
+a test holds the two together.
 """
 
 from __future__ import annotations

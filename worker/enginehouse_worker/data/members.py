@@ -138,6 +138,10 @@ def _tar_members(file: IO[bytes]) -> Members:
             # tarfile remembers every member.
             archive.members = []
             if member is None:
+                # tarfile takes a header that is cut short or damaged for the end, unless it is the first.
+                headers.seek(archive.offset)
+                if headers.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                    raise _wrong("it is damaged or cut short: it has no end")
                 break
             if member.isdir():
                 continue
@@ -167,6 +171,8 @@ def _add(found: dict[str, Any], name: str, size: int, place: Any) -> None:
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise _wrong(f"its member {name[:200]!r} would leave its directory; names must be relative, without '..'")
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in name):
+        raise _wrong(f"its member {name[:200]!r} has a name that is no UTF-8")
     if name in found:
         raise _wrong(f"its member {name!r} is there twice")
     if size > MAX_FILE_BYTES:

@@ -7,14 +7,14 @@ from typing import Any
 
 from google.protobuf import empty_pb2
 
-from enginehouse.artifacts import parse_digest
+from enginehouse.artifacts import digest_json, parse_digest
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
 from enginehouse.names import ResourceName, check_id, parse, parse_project
 from enginehouse.v1 import models_pb2 as pb
 from enginehouse.v1 import models_pb2_grpc
-from enginehouse_optimizer.api.datasets import inspect_npz
 from enginehouse_optimizer.api.file_kinds import check_model_file
 from enginehouse_optimizer.api.model_checks import check_preprocessing, file_digest, zoo_digest
+from enginehouse_optimizer.inspection.datasets import effective_format, inspect_dataset
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.jobs import Jobs
 from enginehouse_optimizer.storage.paging import Page
@@ -70,15 +70,19 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
 
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Any) -> pb.Dataset:  # noqa: N802
         name = ResourceName(parse_project(request.parent), DATASETS, check_id(request.dataset_id, "dataset_id"))
-        dataset = pb.Dataset(name=str(name), blob=request.dataset.blob, file_name=request.dataset.file_name)
+        given = request.dataset
+        dataset = pb.Dataset(name=str(name), blob=given.blob, file_name=given.file_name, format=effective_format(given))
+        if given.HasField("tfrecord"):
+            dataset.tfrecord.CopyFrom(given.tfrecord)
         _check_file_name(dataset.file_name)
-        _copy_labels(request.dataset.labels, dataset.labels)
+        _copy_labels(given.labels, dataset.labels)
         path = await self._blob(name.project, dataset.blob)
-        facts = await in_thread(inspect_npz, path)
+        facts = await in_thread(inspect_dataset, path, dataset)
         dataset.size_bytes = path.stat().st_size
         dataset.samples, dataset.labelled = facts.samples, facts.labelled
+        dataset.classes.extend(facts.classes)
         dataset.create_time.GetCurrentTime()
-        return self._datasets.create(name, dataset.blob, dataset, replace=request.allow_replace)
+        return self._datasets.create(name, _dataset_digest(dataset), dataset, replace=request.allow_replace)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.Dataset:  # noqa: N802
         return self._datasets.get(parse(request.name, DATASETS))
@@ -123,6 +127,15 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
                 details={"digest": digest},
             )
         return await in_thread(store.path, digest)
+
+
+def _dataset_digest(dataset: pb.Dataset) -> str:
+    """What makes two datasets the same: the file and, where it may be read in more than one way, how it is read."""
+    if dataset.format == pb.DATASET_FORMAT_NPZ:
+        return dataset.blob
+    features = dataset.tfrecord
+    how = {"image": features.image, "label": features.label, "label_offset": features.label_offset}
+    return digest_json({"blob": dataset.blob, "format": pb.DatasetFormat.Name(dataset.format), "tfrecord": how})
 
 
 def _check_file_name(name: str) -> None:

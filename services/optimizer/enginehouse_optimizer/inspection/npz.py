@@ -9,20 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from enginehouse.errors import InvalidArgumentError
+from enginehouse_optimizer.inspection.archives import PARSER_ERRORS, check_zip_directory
+from enginehouse_optimizer.inspection.facts import DatasetFacts
+from enginehouse_optimizer.inspection.facts import unusable as _wrong
 
 LABELS = "labels"
 _MAX_ARRAYS = 256
 _MAX_HEADER_BYTES = 1 << 16
 _SUFFIX = ".npy"
-
-
-@dataclass(frozen=True)
-class DatasetFacts:
-    """What a dataset holds."""
-
-    samples: int
-    labelled: bool
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,7 @@ def inspect_npz(path: Path) -> DatasetFacts:
         InvalidArgumentError: it is no .npz, or one that no stage could use.
     """
     try:
+        check_zip_directory(path, _MAX_ARRAYS)
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if not 0 < len(names) <= _MAX_ARRAYS:
@@ -47,10 +42,12 @@ def inspect_npz(path: Path) -> DatasetFacts:
             headers: dict[str, ArrayHeader] = {}
             for name in names:
                 if not name.endswith(_SUFFIX):
-                    raise _wrong(f"it holds {name!r}, which is no array")
+                    raise _wrong(
+                        f"it holds {name!r}, which is no array; is it an archive of images? Then say so as its format"
+                    )
                 with archive.open(name) as member:
                     headers[name[: -len(_SUFFIX)]] = read_header(member, name)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except PARSER_ERRORS as error:
         raise _wrong(f"it is no .npz file ({error}); write it with numpy.savez") from None
     return _facts(headers)
 
@@ -100,7 +97,3 @@ def _facts(headers: dict[str, ArrayHeader]) -> DatasetFacts:
         if labels.dtype.lstrip("<>=|")[:1] not in ("i", "u") or not flat:
             raise _wrong(f"{LABELS!r} is {labels.dtype} {list(labels.shape)}; expected one integer a sample")
     return DatasetFacts(samples, labels is not None)
-
-
-def _wrong(message: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"the dataset is not usable: {message}")

@@ -1,0 +1,1 @@
+"""Rules about datasets that the SDK, which packs folders, and the optimizer, which takes archives, share."""
