@@ -12,8 +12,11 @@ import numpy as np
 from enginehouse_worker.graphs.index import GraphIndex, Reader
 from enginehouse_worker.quantization.rules import (
     MATRIX_OPERATORS,
+    PER_CHANNEL_OPERATORS,
+    POOLING_OPERATORS,
     RANGE_KEEPING_OPERATORS,
     SHAPE_OPERATORS,
+    SOFTMAX_OPERATORS,
     Dialect,
 )
 
@@ -74,8 +77,10 @@ def range_source(graph: GraphIndex, tensor: str) -> str:
 def residual_shortcut(graph: GraphIndex, number: int) -> int | None:
     """Which input of an Add of two activations of one shape is the shortcut, or None when the Add is no residual.
 
-    The other input is the one that a kernel fuses the Add with: made by a Conv, Gemm or MatMul (also through the Add of
-    its bias) for this Add alone. When both are, the main branch is the one with more such operators behind it.
+    The other input is the one that a kernel fuses the Add with: made by a Conv, Gemm or MatMul (also through its bias
+    and its batch norm) for this Add alone. When both are, or neither is, the main branch is the one with more such
+    operators behind it. No residual: a sum of embeddings, behind which there is no such operator, and a mask, which
+    is added to what a Softmax reads.
     """
     node = graph.nodes[number]
     if node.op_type != "Add" or not all(graph.is_activation(t) for t in node.input) or node.input[0] == node.input[1]:
@@ -83,10 +88,15 @@ def residual_shortcut(graph: GraphIndex, number: int) -> int | None:
     shapes = [graph.shapes.get(t) for t in node.input]
     if shapes[0] is not None and shapes[1] is not None and shapes[0] != shapes[1]:
         return None
-    fusible = [_made_by_matrix_operator(graph, t) and graph.sole_reader(t) is not None for t in node.input]
+    readers = graph.readers.get(node.output[0], ())
+    if readers and all(graph.nodes[reader.node].op_type in SOFTMAX_OPERATORS for reader in readers):
+        return None
+    fusible = [graph.sole_reader(t) is not None and _made_by_matrix_operator(graph, t) for t in node.input]
     if fusible[0] != fusible[1]:
         return 1 if fusible[0] else 0
     depths = [_matrix_depth(graph, t) for t in node.input]
+    if not any(depths):
+        return None
     return 0 if depths[0] < depths[1] else 1
 
 
@@ -116,12 +126,13 @@ def _place_around_operators(
     for number, node in enumerate(graph.nodes):
         if number in excluded or node.op_type not in dialect.operators or not quantizable(graph, number, dialect):
             continue
-        if node.op_type in MATRIX_OPERATORS or node.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool"):
-            nodes.add(number)
-        elif all(tensor in offered for tensor in node.input if tensor):
-            # Worth it only where the operands are there in INT8 already.
-            nodes.add(number)
-        if number in nodes and node.op_type not in ("Gemm", "MatMul"):
+        if node.op_type not in MATRIX_OPERATORS:
+            # Worth it only where the operands are there in INT8 already, and INT8 is good enough for who reads it.
+            operands_offered = all(tensor in offered for tensor in node.input if tensor)
+            if not (operands_offered or node.op_type in POOLING_OPERATORS) or _ends_in_fp32(graph, node.output[0]):
+                continue
+        nodes.add(number)
+        if node.op_type not in ("Gemm", "MatMul"):
             offered.add(_after_activation(graph, node.output[0]))
     wanted = {t for n in nodes for t in graph.nodes[n].input if graph.is_activation(t)}
     for number in reversed(range(len(graph.nodes))):
@@ -148,18 +159,11 @@ def quantizable(graph: GraphIndex, number: int, dialect: Dialect) -> bool:
         if not graph.is_activation(node.input[0]) or node.input[1] not in graph.constants:
             return False
         return not dialect.integer_biases or len(node.input) < 3 or node.input[2] in graph.constants
-    if node.op_type == "Gemm":
-        attributes = {a.name: a for a in node.attribute}
-        if not graph.is_activation(node.input[0]) or ("transA" in attributes and attributes["transA"].i):
-            return False
-        if any(name in attributes and attributes[name].f != 1.0 for name in ("alpha", "beta")):
-            return False
-        if dialect.integer_biases and len(node.input) == 3 and graph.rank(node.input[2]) != 1:
-            return False
-        return not dialect.integer_biases or all(t in graph.constants for t in node.input[1:])
-    if node.op_type == "MatMul":
-        return any(graph.is_activation(t) for t in node.input) and all(
-            graph.is_activation(t) or _is_float_constant(graph, t) for t in node.input
+    if node.op_type == "Gemm" and dialect.integer_biases and not _has_integer_bias(graph, number):
+        return False
+    if node.op_type in ("Gemm", "MatMul"):
+        return any(graph.is_activation(t) for t in node.input[:2]) and all(
+            graph.is_activation(t) or _is_float_constant(graph, t) for t in node.input[:2]
         )
     return all(graph.is_activation(t) for t in node.input if t) and len(node.output) == 1
 
@@ -191,18 +195,36 @@ def _channel_axis(graph: GraphIndex, op_type: str, number: int, position: int) -
         grouped = "group" in attributes and attributes["group"].i != 1
         return None if grouped else 1
     if op_type == "Gemm":
+        if position == 0:
+            return None
         return 0 if "transB" in attributes and attributes["transB"].i else 1
     return 1 if position == 1 and graph.rank(node.input[1]) == 2 else None
 
 
 def _biases(graph: GraphIndex, number: int) -> tuple[Reader, ...]:
     node = graph.nodes[number]
-    has_bias = node.op_type in ("Conv", "Gemm") and len(node.input) == 3 and node.input[2] in graph.constants
+    has_bias = node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2] in graph.constants
     return (Reader(number, 2),) if has_bias else ()
 
 
+def _has_integer_bias(graph: GraphIndex, number: int) -> bool:
+    """Whether the bias of a Gemm, if it has one, is a row of constants that is added as it is."""
+    node = graph.nodes[number]
+    if len(node.input) < 3 or not node.input[2]:
+        return True
+    attributes = {a.name: a for a in node.attribute}
+    row = graph.constants.get(node.input[2])
+    if row is None or len(row.dims) != 1 or ("beta" in attributes and attributes["beta"].f != 1.0):
+        return False
+    # The bias is in units of alpha times both scales, and a scale is positive.
+    return "alpha" not in attributes or attributes["alpha"].f > 0.0
+
+
 def _after_activation(graph: GraphIndex, tensor: str) -> str:
-    """The tensor after a ReLU (or a Clip from 0) that alone reads `tensor`, since quantization does its work."""
+    """The tensor after a ReLU (or a Clip from 0) that alone reads `tensor`, since quantization does its work.
+
+    The same whatever is excluded, so that every placement finds its ranges in one calibration table.
+    """
     reader = graph.sole_reader(tensor)
     if reader is None or reader.position != 0:
         return tensor
@@ -215,18 +237,41 @@ def _after_activation(graph: GraphIndex, tensor: str) -> str:
     return tensor
 
 
+def _ends_in_fp32(graph: GraphIndex, tensor: str) -> bool:
+    """Whether a tensor is read, if at all, by Softmax only (maybe reshaped before), or is only what the model returns.
+
+    Both are FP32, and 8 bits of the logits would cost accuracy and save nothing.
+    """
+    readers = graph.readers.get(tensor, ())
+    if tensor in graph.captured:
+        return False
+    for reader in readers:
+        node = graph.nodes[reader.node]
+        if node.op_type in SHAPE_OPERATORS and reader.position == 0 and _ends_in_fp32(graph, node.output[0]):
+            continue
+        if node.op_type not in SOFTMAX_OPERATORS:
+            return False
+    return True
+
+
 def _is_float_constant(graph: GraphIndex, tensor: str) -> bool:
     value = graph.constants.get(tensor)
     return value is not None and graph.types[tensor] == 1 and len(value.dims) >= 1
 
 
 def _made_by_matrix_operator(graph: GraphIndex, tensor: str) -> bool:
+    """Whether a matrix operator writes the tensor, its bias and its batch norm applied (in whatever nodes)."""
     if tensor not in graph.producer:
         return False
     node = graph.nodes[graph.producer[tensor]]
-    if node.op_type == "Add" and any(t in graph.constants for t in node.input):
-        return any(_made_by_matrix_operator(graph, t) for t in node.input if t not in graph.constants)
-    return node.op_type in MATRIX_OPERATORS
+    if node.op_type in MATRIX_OPERATORS:
+        return True
+    if node.op_type not in PER_CHANNEL_OPERATORS:
+        return False
+    sources = [t for t in node.input if t and t not in graph.constants]
+    return (
+        len(sources) == 1 and graph.sole_reader(sources[0]) is not None and _made_by_matrix_operator(graph, sources[0])
+    )
 
 
 def _matrix_depth(graph: GraphIndex, tensor: str) -> int:

@@ -16,6 +16,10 @@ from dataclasses import dataclass
 
 MATRIX_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 POOLING_OPERATORS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
+# They read and write logits and probabilities in FP32.
+SOFTMAX_OPERATORS = frozenset({"Softmax", "LogSoftmax"})
+# With constants, these only scale and shift what a matrix operator makes, so a kernel takes them in.
+PER_CHANNEL_OPERATORS = frozenset({"Add", "Mul", "Sub", "Div", "BatchNormalization"})
 # Their output holds values of their input only, so both have one range.
 RANGE_KEEPING_OPERATORS = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 # These move values without looking at them, in any type.
