@@ -109,7 +109,15 @@ class OptimizerApp:
         serving = ServingStore(self._database)
         aliases = AliasStore(self._database, serving)
         self._engines_api = EnginesService(engines, aliases, self._blobs, self.notifier)
-        self._optimizer_api = OptimizerService(models, datasets, jobs, self.manager, self._blobs, self.notifier)
+        self._optimizer_api = OptimizerService(
+            models,
+            datasets,
+            jobs,
+            self.manager,
+            self._blobs,
+            self.notifier,
+            allow_unsafe=settings.allow_unsafe_models,
+        )
         self._operations_api = OperationsService(jobs, self.manager, self.notifier)
         self._serving_api = ServingConfigsService(serving, engines, aliases, self.notifier)
         _log.info("data folder opened", path=str(data_dir), environments=sorted(environments.installed))

@@ -44,6 +44,10 @@ class OptimizerSettings(ServerSettings):
     stage_grace_seconds: float = Field(
         5.0, ge=0, description="What a stage may take to end after SIGTERM before it is killed."
     )
+    allow_unsafe_models: bool = Field(
+        False,
+        description="Load Keras models with Lambda layers and custom objects, which run code of whoever made the file.",
+    )
     operation_retention_seconds: float = Field(
         30 * 86400.0, ge=0, description="Operations that ended longer ago than this are forgotten; 0 keeps them."
     )

@@ -29,7 +29,6 @@ from enginehouse.errors import (
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
-    UnimplementedError,
 )
 from enginehouse.v1 import blobs_pb2, engines_pb2, models_pb2
 from enginehouse.v1 import optimizer_pb2 as pb
@@ -270,10 +269,10 @@ def test_requests_that_are_refused(
     assert isinstance(error, kind) and words in error.message, error
 
 
-def test_a_format_that_cannot_be_optimized_yet(optimizer: OptimizerProcess) -> None:
-    model = models_pb2.Model(format=models_pb2.MODEL_FORMAT_ONNX, blob=optimizer.upload(b"onnx"))
-    made = optimizer.models.CreateModel(models_pb2.CreateModelRequest(parent=PARENT, model_id="onnx", model=model))
-    assert isinstance(error_of(optimizer.optimize, made.name), UnimplementedError)
+def test_a_table_that_was_not_uploaded(optimizer: OptimizerProcess) -> None:
+    calibration = pb.CalibrationSpec(table="sha256:" + "0" * 64)
+    error = error_of(optimizer.optimize, optimizer.model(), INT8, calibration=calibration)
+    assert isinstance(error, FailedPreconditionError) and "upload it" in error.message
 
 
 def test_verification_uses_the_calibration_data_by_default(optimizer: OptimizerProcess) -> None:

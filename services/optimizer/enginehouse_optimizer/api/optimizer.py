@@ -24,7 +24,6 @@ from enginehouse_optimizer.threads import in_thread
 
 OPERATIONS = "operations"
 MAX_LOG_BYTES = 1 << 20
-MAX_PRIORITY = 100
 _EVENTS_AT_ONCE = 256
 
 
@@ -39,6 +38,8 @@ class OptimizerService(optimizer_pb2_grpc.OptimizerServicer):
         manager: JobManager,
         blobs: ProjectBlobs,
         notifier: Notifier,
+        *,
+        allow_unsafe: bool = False,
     ) -> None:
         self._models = models
         self._datasets = datasets
@@ -46,11 +47,11 @@ class OptimizerService(optimizer_pb2_grpc.OptimizerServicer):
         self._manager = manager
         self._blobs = blobs
         self._notifier = notifier
+        self._allow_unsafe = allow_unsafe
 
     async def Optimize(self, request: pb.OptimizeRequest, context: Any) -> operations_pb2.Operation:  # noqa: N802
         project = parse_project(request.parent)
         check_request_id(request.request_id)
-        _check_priority(request.priority)
         # A repeated request is answered before it is checked: its model may be gone by now.
         if request.request_id and (job := self._jobs.by_request_id(project, request.request_id)) is not None:
             return self._jobs.operation(job)
@@ -76,7 +77,13 @@ class OptimizerService(optimizer_pb2_grpc.OptimizerServicer):
         return await self._start(name.project, retry)
 
     async def _start(self, project: str, request: pb.OptimizeRequest) -> operations_pb2.Operation:
-        inputs = resolve(project, request, self._models.get, self._datasets.get)
+        inputs = resolve(project, request, self._models.get, self._datasets.get, allow_unsafe=self._allow_unsafe)
+        table = inputs.calibration.table if inputs.calibration else ""
+        if table and not self._blobs.of(project).has(table):
+            raise FailedPreconditionError(
+                f"calibration.table {table} is not complete in this project: upload it with WriteBlob first",
+                details={"digest": table},
+            )
         return self._jobs.operation(await self._manager.submit(project, request, inputs))
 
     async def WatchOperation(  # noqa: N802
@@ -114,11 +121,6 @@ class OptimizerService(optimizer_pb2_grpc.OptimizerServicer):
         else:
             text = ""
         return pb.StageLog(stage=request.stage, text=text)
-
-
-def _check_priority(priority: int) -> None:
-    if abs(priority) > MAX_PRIORITY:
-        raise InvalidArgumentError(f"priority is {priority}: expected {-MAX_PRIORITY} to {MAX_PRIORITY}")
 
 
 def _stored_log(store: BlobStore, digest: str) -> str:
