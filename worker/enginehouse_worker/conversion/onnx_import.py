@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
-from enginehouse_worker.backends.base import Signature, TensorSpec
+from enginehouse_worker.backends.base import Array, Signature, TensorSpec
 from enginehouse_worker.conversion.batch import copy_of, with_dynamic_batch
 from enginehouse_worker.conversion.comparison import Comparison, compare
 from enginehouse_worker.conversion.isolation import isolated
@@ -56,10 +56,11 @@ def import_onnx(path: Path, work: Path, progress: Progress) -> Imported:
     progress(0.2, "checking the ONNX model")
     data = light.SerializeToString()
     del light
-    graph = _editable(isolated(lambda: normalized(data), "checking the ONNX model"))
-    graph.constants.update(weights)
-    graph.inputs = [info for info in graph.inputs if info.name not in weights]
-    del weights
+    checked = isolated(lambda: normalized(data), "checking the ONNX model")
+    graph = _with_weights(checked.converted, weights)
+    reference = _with_weights(checked.uploaded, weights)
+    del weights, checked
+    to_fp32(reference)
     facts: dict[str, Any] = {"uploaded_opset": uploaded, "opset": graph.opset, "cast_to_fp32": to_fp32(graph)}
     facts["quantized"] = any(node.op_type in _QUANTIZED for node in graph.nodes)
     check_finite(graph)
@@ -68,7 +69,8 @@ def import_onnx(path: Path, work: Path, progress: Progress) -> Imported:
     inputs = _inputs(graph)
     progress(0.4, "tidying the ONNX graph")
     original, fixed, dynamic = (work / f"{name}.onnx" for name in ("original", "fixed", "dynamic"))
-    write_model(original, graph)
+    write_model(original, reference)
+    del reference
     batched = with_dynamic_batch(graph)
     candidates = {dynamic: True, fixed: False} if batched is not None else {fixed: False}
     plain = copy_of(graph)
@@ -79,19 +81,20 @@ def import_onnx(path: Path, work: Path, progress: Progress) -> Imported:
         write_model(dynamic, batched)
     progress(0.6, "trying the model in ONNX Runtime")
     found = isolated(lambda: compare(original, inputs, candidates), "trying the model in ONNX Runtime")
-    chosen, facts["batch"] = _chosen(graph, plain, batched, found, fixed, dynamic)
+    chosen, facts["batch"] = _chosen(graph, plain, batched, found, fixed, dynamic, uploaded)
     _declare_outputs(chosen, found.ranks)
     signature = graph_signature(chosen.header())
     return Imported(chosen, Signature(signature.inputs, signature.outputs, chosen is batched), facts)
 
 
-def _editable(data: bytes) -> EditableGraph:
+def _with_weights(data: bytes, weights: dict[str, Array]) -> EditableGraph:
     try:
-        return editable(onnx.ModelProto.FromString(data))
-    except WorkerError:
-        raise
+        graph = editable(onnx.ModelProto.FromString(data))
     except Exception as error:
         raise WorkerError("INVALID_ARGUMENT", f"the model has a constant that cannot be read: {error}") from None
+    graph.constants.update(weights)
+    graph.inputs = [info for info in graph.inputs if info.name not in weights]
+    return graph
 
 
 def _inputs(graph: EditableGraph) -> tuple[TensorSpec, ...]:
@@ -106,6 +109,7 @@ def _chosen(
     found: Comparison,
     fixed: Path,
     dynamic: Path,
+    uploaded: int,
 ) -> tuple[EditableGraph, str]:
     """Which graph to keep, and why."""
     if not found.ran:
@@ -116,6 +120,12 @@ def _chosen(
         return plain, "fixed; the model could not be tried on random inputs"
     if batched is not None and found.equal[dynamic]:
         return batched, "dynamic: samples give the same outputs alone and in a batch"
+    if not found.equal[fixed] and uploaded < graph.opset:
+        raise WorkerError(
+            "INVALID_ARGUMENT",
+            f"the model computes something else after ONNX's conversion from opset {uploaded} to {graph.opset}; export "
+            f"it with opset {graph.opset}",
+        )
     if not found.equal[fixed]:
         raise WorkerError(
             "INTERNAL",
