@@ -20,7 +20,7 @@ from enginehouse_optimizer.pipeline.publish import engine_message
 _DESCRIPTION = "engine.json"
 _MAX_DESCRIPTION_BYTES = 1 << 22
 # What the payload and the manifest both say, beside inputs and outputs.
-_SAID_TWICE = ("backend", "backend_version", "batched", "max_batch_size")
+_SAID_TWICE = ("backend", "backend_version", "precision", "batched", "max_batch_size")
 
 
 def imported_engine(store: BlobStore, project: str, manifest_digest: str, model_id: str) -> pb.Engine:
