@@ -12,7 +12,7 @@ from enginehouse_worker.errors import WorkerError
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a backend lives. It is installed when all `modules` are; its version is that of its distribution."""
+    """Where a backend lives. It is installed when one of `modules` is; its version is that of its distribution."""
 
     module: str
     modules: tuple[str, ...]
@@ -29,6 +29,11 @@ _BACKENDS = {
         "enginehouse_worker.backends.tensorflow",
         ("tensorflow",),
         ("tensorflow-cpu", "tensorflow", "tensorflow-intel"),
+    ),
+    "tensorrt": _Entry(
+        "enginehouse_worker.backends.tensorrt",
+        ("tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings"),
+        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13-bindings"),
     ),
 }
 
@@ -69,7 +74,7 @@ def framework_version(name: str) -> str:
 
 
 def _version(entry: _Entry) -> str:
-    if any(util.find_spec(module) is None for module in entry.modules):
+    if all(util.find_spec(module) is None for module in entry.modules):
         return ""
     for distribution in entry.distributions:
         try:

@@ -1,0 +1,74 @@
+"""Build and load options of the TensorRT backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from enginehouse_worker.backends import options as read
+
+BUILD_OPTIONS = (
+    "profiles",
+    "shapes",
+    "optimization_level",
+    "workspace_mib",
+    "version_compatible",
+    "hardware_compatible",
+    "strip_weights",
+)
+LOAD_OPTIONS = ("cuda_graphs", "spinning")
+_BOOLEAN = ("true", "false")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """`optimization_level` 0 to 5 (-1: TensorRT's own), `workspace_mib` 0: what the device has."""
+
+    optimization_level: int
+    workspace_mib: int
+    version_compatible: bool
+    hardware_compatible: bool
+    strip_weights: bool
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """`cuda_graphs`: batch sizes whose graphs are kept for each instance; 0 captures none.
+
+    `spinning`: a thread waits for the GPU in a loop, which is quicker by some microseconds and takes a core.
+    """
+
+    cuda_graphs: int
+    spinning: bool
+
+
+def build_options(options: Mapping[str, Any]) -> BuildOptions:
+    """Read the options of a build; those of a load are checked and kept for it.
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT for an unknown option or a bad value.
+    """
+    read.check_known(options, (*BUILD_OPTIONS, *LOAD_OPTIONS), "tensorrt")
+    load_options(options)
+    return BuildOptions(
+        read.integer(options, "optimization_level", -1, -1, 5),
+        read.integer(options, "workspace_mib", 0, 0, 1 << 20),
+        _flag(options, "version_compatible"),
+        _flag(options, "hardware_compatible"),
+        _flag(options, "strip_weights"),
+    )
+
+
+def load_options(options: Mapping[str, Any]) -> LoadOptions:
+    """Read the options of a load.
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT for an unknown option or a bad value.
+    """
+    read.check_known(options, (*BUILD_OPTIONS, *LOAD_OPTIONS), "tensorrt")
+    return LoadOptions(read.integer(options, "cuda_graphs", 16, 0, 4096), _flag(options, "spinning", "true"))
+
+
+def _flag(options: Mapping[str, Any], name: str, default: str = "false") -> bool:
+    return read.choice(options, name, default, _BOOLEAN) == "true"
