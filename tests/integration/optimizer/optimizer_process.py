@@ -33,6 +33,7 @@ from enginehouse.v1 import (
     optimizer_pb2,
     optimizer_pb2_grpc,
     serving_pb2_grpc,
+    store_pb2_grpc,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,7 +56,7 @@ def fake_workers(*names: str) -> dict[str, str]:
 class OptimizerProcess:
     """`python -m enginehouse_optimizer` on a folder."""
 
-    def __init__(self, root: Path, **variables: str) -> None:
+    def __init__(self, root: Path, *, program: Path | None = None, **variables: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root = root
         self.data_dir = root / "data"
@@ -69,7 +70,7 @@ class OptimizerProcess:
             "ENGINEHOUSE_STAGE_GRACE_SECONDS": "1",
             **variables,
         }
-        self.command = [sys.executable, "-m", "enginehouse_optimizer"]
+        self.command = [sys.executable, *([str(program)] if program else ["-m", "enginehouse_optimizer"])]
         self.log = root / "optimizer.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -91,6 +92,7 @@ class OptimizerProcess:
         self.models = models_pb2_grpc.ModelsStub(self.channel)
         self.engines = engines_pb2_grpc.EnginesStub(self.channel)
         self.optimizer = optimizer_pb2_grpc.OptimizerStub(self.channel)
+        self.store = store_pb2_grpc.StoreStub(self.channel)
         self.serving = serving_pb2_grpc.ServingConfigsStub(self.channel)
         self.operations = operations_pb2_grpc.OperationsStub(self.channel)
 
