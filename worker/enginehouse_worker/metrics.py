@@ -31,23 +31,96 @@ def logits(probabilities: Array) -> npt.NDArray[np.float64]:
     return centred
 
 
-class OutputComparison:
-    """Compares one output of an engine with the reference's.
+def decibels(noise_ratio: float) -> float:
+    """The SQNR of noise energy over signal energy, in dB.
 
-    SQNR is 10 log10(sum reference^2 / sum (reference - output)^2) over all samples; the cosine is the mean over
-    samples. When the reference is a softmax, both are of the logits. `is_classifier`: the output is (samples, classes).
+    Raises:
+        ValueError: the ratio is not a positive number.
+    """
+    return -10.0 * math.log10(noise_ratio)
+
+
+class Agreement:
+    """Compares two tensors of samples, batch by batch; what it keeps does not grow with the elements of a sample.
+
+    SQNR is 10 log10(sum expected^2 / sum (expected - actual)^2) over all samples; the cosine is the mean over samples
+    that are not all zero. `softmax`: both are probabilities, and are compared as logits.
+    """
+
+    def __init__(self, softmax: bool = False) -> None:
+        self._softmax = softmax
+        self._signal = 0.0
+        self._noise = 0.0
+        self._cosines = 0.0
+        self._compared = 0
+        self.largest_error = 0.0
+
+    def add(self, expected: Array, actual: Array) -> None:
+        """Compare some samples (dimension 0).
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if expected.shape != actual.shape:
+            raise ValueError(f"shape {list(actual.shape)}, where the reference has {list(expected.shape)}")
+        left, right = (logits(a) if self._softmax else a.astype(np.float64) for a in (expected, actual))
+        left, right = left.reshape(len(actual), -1), right.reshape(len(actual), -1)
+        error = left - right
+        self._signal += float((left**2).sum())
+        self._noise += float((error**2).sum())
+        self.largest_error = max(self.largest_error, float(np.abs(error).max(initial=0.0)))
+        norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        products = (left * right).sum(axis=1)
+        # `~(norms <= 0)` keeps a NaN, so that it shows.
+        counted = ~(norms <= 0)
+        self._cosines += float((products[counted] / norms[counted]).sum())
+        self._compared += int(counted.sum())
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing differs."""
+        return self._noise == 0.0
+
+    @property
+    def finite(self) -> bool:
+        """Whether there was no NaN or infinity."""
+        return math.isfinite(self._noise)
+
+    @property
+    def noise_ratio(self) -> float:
+        """Noise energy over signal energy: 0 when nothing differs, infinite when it has no finite value."""
+        if self.exact:
+            return 0.0
+        return self._noise / self._signal if self.finite and self._signal > 0.0 else math.inf
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """In dB; None when nothing differs, or there is no finite value."""
+        ratio = self.noise_ratio
+        return decibels(ratio) if 0.0 < ratio < math.inf else None
+
+    @property
+    def cosine(self) -> float | None:
+        """None when every sample was all zero, or there is no finite value."""
+        if not self._compared or not math.isfinite(self._cosines):
+            return None
+        return self._cosines / self._compared
+
+
+class OutputComparison:
+    """Compares one output of an engine with the reference's: an `Agreement`, and the classes that win.
+
+    When the reference is a softmax, SQNR and cosine are of the logits. `is_classifier`: the output is (samples,
+    classes).
     """
 
     def __init__(self, reference: Array) -> None:
         self._reference = reference
         self._softmax = is_distribution(reference)
+        self._agreement = Agreement(self._softmax)
         self.is_classifier = reference.ndim == 2 and reference.shape[1] >= 2 and reference.dtype.kind == "f"
-        self._signal = 0.0
-        self._noise = 0.0
-        self._cosines: list[float] = []
         self._agreeing = 0
         self._samples = 0
-        self._largest_error = 0.0
 
     def add(self, begin: int, output: Array) -> None:
         """Compare the outputs of the samples from number `begin` on.
@@ -56,34 +129,25 @@ class OutputComparison:
             ValueError: the shapes differ.
         """
         expected = self._reference[begin : begin + len(output)]
-        if expected.shape != output.shape:
-            raise ValueError(f"shape {list(output.shape)}, where the reference has {list(expected.shape)}")
+        self._agreement.add(expected, output)
         if self.is_classifier:
             self._agreeing += int((expected.argmax(axis=1) == output.argmax(axis=1)).sum())
         self._samples += len(output)
-        left, right = (logits(a) if self._softmax else a.astype(np.float64) for a in (expected, output))
-        left, right = left.reshape(len(output), -1), right.reshape(len(output), -1)
-        error = left - right
-        self._signal += float((left**2).sum())
-        self._noise += float((error**2).sum())
-        self._largest_error = max(self._largest_error, float(np.abs(error).max(initial=0.0)))
-        norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-        products = (left * right).sum(axis=1)
-        self._cosines += [float(p / n) for p, n in zip(products, norms, strict=True) if n > 0]
 
     def summary(self) -> dict[str, float | bool]:
         """What was measured; what has no value (the SQNR of equal outputs, `exact`) is absent."""
-        found: dict[str, float | bool] = {"max_abs_error": self._largest_error}
+        agreement = self._agreement
+        found: dict[str, float | bool] = {"max_abs_error": agreement.largest_error}
         if self._softmax:
             found["compared_logits"] = True
-        if self._noise == 0.0:
+        if agreement.exact:
             found["exact"] = True
-        elif not math.isfinite(self._noise):
+        elif not agreement.finite:
             found["finite"] = False
-        elif self._signal > 0.0:
-            found["sqnr_db"] = 10.0 * math.log10(self._signal / self._noise)
-        if self._cosines and all(math.isfinite(c) for c in self._cosines):
-            found["cosine"] = sum(self._cosines) / len(self._cosines)
+        elif agreement.sqnr_db is not None:
+            found["sqnr_db"] = agreement.sqnr_db
+        if agreement.cosine is not None:
+            found["cosine"] = agreement.cosine
         if self.is_classifier:
             found["top1_agreement"] = self._agreeing / self._samples
         return found

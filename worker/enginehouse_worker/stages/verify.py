@@ -13,6 +13,7 @@ import numpy as np
 
 from enginehouse_worker.backends import registry
 from enginehouse_worker.backends.base import Array, Instance, Signature
+from enginehouse_worker.data.preprocessing import read_preprocessing
 from enginehouse_worker.datasets import Dataset, open_dataset
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import read_json, write_json
@@ -20,7 +21,7 @@ from enginehouse_worker.metrics import OutputComparison, top_k_accuracy
 from enginehouse_worker.stages.context import Progress, Stage, StageContext
 from enginehouse_worker.stages.params import Params
 
-_PARAMS = ("synthetic", "max_samples", "batch_size", "minimum_relative_accuracy", "minimum_sqnr_db")
+_PARAMS = ("synthetic", "max_samples", "batch_size", "preprocessing", "minimum_relative_accuracy", "minimum_sqnr_db")
 _REFERENCE = "outputs.npz"
 FILE = "verification.json"
 
@@ -38,6 +39,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         params.mapping("synthetic") if "synthetic" in params else None,
         signature,
         params.integer("max_samples", 2**31 - 1, 1) if "max_samples" in params else None,
+        preprocessing=read_preprocessing(params),
     )
     _check_reference(references, signature, dataset.samples)
     largest = int(engine["max_batch_size"])
@@ -120,7 +122,7 @@ def _summary(
     comparisons: dict[str, OutputComparison], references: dict[str, Array], scores: Array | None, dataset: Dataset
 ) -> dict[str, Any]:
     outputs = {name: comparison.summary() for name, comparison in comparisons.items()}
-    found: dict[str, Any] = {"samples": dataset.samples, "outputs": outputs}
+    found: dict[str, Any] = {"samples": dataset.samples, "accuracy_measured": False, "outputs": outputs}
     for measure in ("sqnr_db", "cosine", "top1_agreement"):
         values = [summary[measure] for summary in outputs.values() if measure in summary]
         if values:
@@ -131,6 +133,7 @@ def _summary(
     labels = dataset.labels()
     if labels is not None and scores is not None:
         name = next(name for name, comparison in comparisons.items() if comparison.is_classifier)
+        found["accuracy_measured"] = True
         found["labelled_samples"] = len(labels)
         for prefix, output in (("", scores), ("reference_", references[name])):
             found[f"{prefix}top1"] = top_k_accuracy(output, labels, 1)
@@ -151,22 +154,31 @@ def _refuse_if_inaccurate(verification: dict[str, Any], params: Params, precisio
         raise WorkerError("FAILED_PRECONDITION", message, verification)
     relative = params.number("minimum_relative_accuracy", 0.0, 0.0, 1.0)
     minimum = params.number("minimum_sqnr_db", 0.0, -200.0, 200.0)
-    if "top1" in verification:
+    if verification["accuracy_measured"]:
         top1, reference = verification["top1"], verification["reference_top1"]
         if top1 < relative * reference:
-            raise WorkerError(
-                "FAILED_PRECONDITION",
-                f"the {precision} engine has top-1 {top1:.4f}, below {relative:g} of FP32's {reference:.4f}; calibrate "
-                "with more or other data, another method, or exclude sensitive operators",
-                verification,
+            measured = (
+                f"top-1 {top1:.4f} where FP32 has {reference:.4f}, on {verification['labelled_samples']} labelled "
+                f"samples: {top1 / reference:.2%} of it, and at least {100 * relative:g}% is wanted"
             )
+            raise WorkerError("FAILED_PRECONDITION", _refusal(precision, measured), verification)
     elif "minimum_sqnr_db" in params and verification.get("sqnr_db", minimum) < minimum:
-        raise WorkerError(
-            "FAILED_PRECONDITION",
-            f"the {precision} engine's SQNR is {verification['sqnr_db']:.2f} dB, below {minimum:g} dB; calibrate with "
-            "more or other data, another method, or exclude sensitive operators",
-            verification,
+        measured = (
+            f"an SQNR of {verification['sqnr_db']:.2f} dB against FP32, on {verification['samples']} samples, and at "
+            f"least {minimum:g} dB are wanted (there are no labels to measure accuracy with)"
         )
+        raise WorkerError("FAILED_PRECONDITION", _refusal(precision, measured), verification)
+
+
+def _refusal(precision: str, measured: str) -> str:
+    if precision == "INT8":
+        remedy = (
+            "calibrate with another method or with more data of the kind that it will serve, exclude sensitive layers "
+            "by name or operator type, or let automatic exclusion find them"
+        )
+    else:
+        remedy = "build it in a higher precision"
+    return f"the {precision} engine has {measured}; {remedy}, or lower the threshold"
 
 
 STAGE = Stage(

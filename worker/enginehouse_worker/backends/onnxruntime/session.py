@@ -33,11 +33,13 @@ def create_session(
     options: Mapping[str, Any] | None = None,
     *,
     widen_int8_products: bool = False,
+    integer_kernels: bool = True,
     optimized_model: Path | None = None,
 ) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU.
 
-    `widen_int8_products` avoids 16-bit saturation at some speed. `optimized_model` also writes what the graph became.
+    `widen_int8_products` avoids 16-bit saturation at some speed. Without `integer_kernels` Q/DQ only round, and what is
+    between them runs in FP32. `optimized_model` also writes what the graph became.
 
     Raises:
         WorkerError: INVALID_ARGUMENT when ONNX Runtime cannot load the model, with its reason.
@@ -60,6 +62,8 @@ def create_session(
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if widen_int8_products:
         settings.add_session_config_entry("session.x64quantprecision", "1")
+    if not integer_kernels:
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized_model is not None:
         settings.optimized_model_filepath = str(optimized_model)
     try:

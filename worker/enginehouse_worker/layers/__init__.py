@@ -1,0 +1,1 @@
+"""Parts of a graph: its quantized layers one at a time, and cuts between them."""

@@ -1,0 +1,1 @@
+"""Which layers cost accuracy when they are quantized, and which to leave in FP32."""

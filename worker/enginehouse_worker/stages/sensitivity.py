@@ -1,0 +1,158 @@
+"""sensitivity: which layers cost accuracy when quantized, and which to leave in FP32 to reach a wanted SQNR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from enginehouse_worker import cpu
+from enginehouse_worker.calibration.table import CalibrationTable
+from enginehouse_worker.data.preprocessing import read_preprocessing
+from enginehouse_worker.datasets import Dataset, open_dataset
+from enginehouse_worker.digests import file_digest
+from enginehouse_worker.errors import WorkerError
+from enginehouse_worker.files import sole_file, write_json
+from enginehouse_worker.graphs.index import index_graph, load_model
+from enginehouse_worker.graphs.signature import model_signature
+from enginehouse_worker.layers.layer import Layer, quantized_layers
+from enginehouse_worker.quantization.exclusion import excluded_nodes
+from enginehouse_worker.quantization.model import REDUCE_RANGE, Quantization, reduces_range
+from enginehouse_worker.quantization.rules import DIALECTS
+from enginehouse_worker.sensitivity.measure import measure_layers, measure_model
+from enginehouse_worker.sensitivity.noise import shares, sqnr
+from enginehouse_worker.sensitivity.report import FILE
+from enginehouse_worker.sensitivity.search import Found, search
+from enginehouse_worker.stages.context import Progress, Stage, StageContext
+from enginehouse_worker.stages.params import Params
+
+_PARAMS = (
+    "dialect",
+    "exclude",
+    "reduce_range",
+    "synthetic",
+    "max_samples",
+    "batch_size",
+    "preprocessing",
+    "minimum_sqnr_db",
+    "max_layers",
+)
+_MAX_SAMPLES = 16
+# Values between segments of one batch are all in memory at once: about 20 MB a sample for ResNet-50.
+_BATCH_SIZE = 8
+_MINIMUM_SQNR_DB = 20.0
+# How much of the stage's time the layers take, for progress.
+_MEASURING = 0.8
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    params = Params(ctx.params, _PARAMS, ctx.stage)
+    params.require("dialect")
+    dialect = DIALECTS[params.text("dialect", "", tuple(DIALECTS))]
+    reduced = reduces_range(params.text("reduce_range", "auto", REDUCE_RANGE), dialect)
+    minimum = params.number("minimum_sqnr_db", _MINIMUM_SQNR_DB, -200.0, 200.0)
+    size = params.integer("batch_size", _BATCH_SIZE, 1, 4096)
+    most = params.integer("max_layers", 0, 0) if "max_layers" in params else None
+    directory = ctx.input("model")
+    table = CalibrationTable.read(ctx.input("calibration"))
+    model = load_model(directory)
+    table.check_model(file_digest(sole_file(directory, (".onnx",), "the model")))
+    graph = index_graph(model)
+    excluded = excluded_nodes(graph, params.strings("exclude"))
+    quantization = Quantization(graph, dialect, table, reduced)
+    placement = quantization.place(excluded)
+    layers = quantized_layers(graph, placement)
+    if not layers:
+        raise WorkerError(
+            "INVALID_ARGUMENT", f"the {dialect.name} dialect quantizes nothing of this model; exclude fewer nodes"
+        )
+    dataset = open_dataset(
+        ctx.inputs.get("dataset"),
+        params.mapping("synthetic") if "synthetic" in params else None,
+        model_signature(directory, model),
+        params.integer("max_samples", _MAX_SAMPLES, 1),
+        preprocessing=read_preprocessing(params),
+    )
+    batches = -(-dataset.samples // size)
+
+    def report(batch: int, position: int, ratio: float) -> None:
+        share = (batch * len(layers) + position + 1) / (batches * len(layers))
+        alone = f"{sqnr(ratio):.1f} dB" if ratio > 0.0 else "exact"
+        name = f"layer {position + 1} of {len(layers)}, batch {batch + 1} of {batches}: {layers[position].name}"
+        ctx.progress(_MEASURING * share, f"{name} alone: {alone}")
+
+    noises, references = measure_layers(quantization, placement, layers, dataset.batches(size), report)
+    order = sorted(range(len(layers)), key=lambda position: (-noises[position], position))
+    worst = [layers[position] for position in order]
+    search_progress = _Trials(ctx.progress)
+
+    def measure(count: int) -> float:
+        nodes = excluded | {layer.number for layer in worst[:count]}
+        widen = cpu.int8_products_saturate() and not reduced
+        ratio = measure_model(quantization, nodes, dataset.batches(size), references, widen)
+        search_progress.tried(count, ratio)
+        return ratio
+
+    everything = measure(0)
+    limit = most if most is not None else max(1, len(layers) // 4)
+    ratios = [noises[position] for position in order]
+    found = search(ratios, everything, 10.0 ** (-minimum / 10.0), limit, measure)
+    content = _content(worst, ratios, everything, found, minimum, dataset)
+    if limit > 0 and not found.reached:
+        content["message"] = _unreached(found, minimum, limit)
+    write_json(ctx.output / FILE, {"dialect": dialect.name, "reduced_range": reduced, **content})
+    facts = ("samples", "quantized_sqnr_db", "minimum_sqnr_db", "reached_sqnr_db", "excluded", "message")
+    return {name: content[name] for name in facts if name in content} | {"layers": len(layers)}
+
+
+class _Trials:
+    """Progress of the search, whose length is not known beforehand: each trial takes a third of what is left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._fraction = _MEASURING
+
+    def tried(self, count: int, ratio: float) -> None:
+        self._fraction += (1.0 - self._fraction) / 3
+        reached = f"{sqnr(ratio):.1f} dB" if ratio > 0.0 else "exact"
+        self._progress(self._fraction, f"quantized but for {count} layers: {reached}")
+
+
+def _content(
+    layers: Sequence[Layer],
+    ratios: Sequence[float],
+    everything: float,
+    found: Found,
+    minimum: float,
+    dataset: Dataset,
+) -> dict[str, Any]:
+    rows = []
+    for position, (layer, ratio, share) in enumerate(zip(layers, ratios, shares(ratios), strict=True)):
+        row = {
+            "name": layer.name,
+            "type": layer.op_type,
+            "sqnr_db": sqnr(ratio),
+            "noise_share": round(share, 6),
+            "excluded": position < found.count,
+        }
+        rows.append({name: value for name, value in row.items() if value is not None})
+    content = {
+        "samples": dataset.samples,
+        "data": dataset.describe(),
+        "quantized_sqnr_db": sqnr(everything),
+        "minimum_sqnr_db": minimum,
+        "reached_sqnr_db": sqnr(found.ratio),
+        "excluded": [layer.name for layer in layers[: found.count]],
+        "layers": rows,
+    }
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def _unreached(found: Found, minimum: float, limit: int) -> str:
+    return (
+        f"excluding up to {limit} layers does not reach {minimum:g} dB: the best of those tried is "
+        f"{sqnr(found.ratio)} dB without {found.count} layers. Allow more layers, calibrate with another method or "
+        "more data, or ask for less"
+    )
+
+
+STAGE = Stage("sensitivity", ("model", "calibration", "dataset"), run, ("onnxruntime", "onnx", "numpy"))
