@@ -3,56 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from enginehouse_worker.backends.base import Signature, TensorSpec
 from enginehouse_worker.errors import WorkerError
+from enginehouse_worker.freezing.carving import interface_names
 from enginehouse_worker.freezing.dtypes import protocol_name
+from enginehouse_worker.freezing.frozen_graph import Frozen
+from enginehouse_worker.freezing.operations import check_inference
 from enginehouse_worker.graphs.naming import unique_name
 
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-/]")
 
-
-@dataclass(frozen=True)
-class FrozenModel:
-    """`graph` is a TensorFlow GraphDef in which tensor `name:0` is the signature's input or output `name`."""
-
-    graph: Any
-    signature: Signature
-
-
-def freeze(model: Any) -> FrozenModel:
+def freeze(model: Any) -> Frozen:
     """Freeze a `keras.Model` (built, with symbolic inputs) as it runs at inference: no dropout, fixed batch statistics.
 
     Raises:
         WorkerError: INVALID_ARGUMENT when the model has no defined inputs or uses what a graph of constants cannot
         hold.
     """
-    import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
     if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
         raise WorkerError(
             "INVALID_ARGUMENT", "the model has no defined inputs: build it with keras.Input before saving"
         )
-    input_names = _names((_layer_name(tensor) for tensor in model.inputs), "input")
-    output_names = _names(_output_layer_names(model), "output")
-    specs = [
-        tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
-        for tensor, name in zip(model.inputs, input_names, strict=True)
-    ]
-
-    def forward(*tensors: Any) -> list[Any]:
-        outputs = model(_as_model_takes(model, tensors), training=False)
-        return list(tf.nest.flatten(outputs))
-
-    try:
-        function = tf.function(forward, input_signature=specs, autograph=False).get_concrete_function()
-        frozen = convert_variables_to_constants_v2(function, lower_control_flow=False)
-    except Exception as error:
-        raise WorkerError("INVALID_ARGUMENT", f"the model cannot be frozen: {error}") from error
+    input_names = interface_names((_layer_name(tensor) for tensor in model.inputs), "input")
+    output_names = interface_names(_output_layer_names(model), "output")
+    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    frozen = _frozen_function(model, input_names, _with_free_batch(shapes))
+    if any(tensor.shape.rank in (0, None) or tensor.shape[0] is not None for tensor in frozen.outputs):
+        # The batch that the model was saved with is in its computation.
+        frozen = _frozen_function(model, input_names, shapes)
     outputs = [tensor.name for tensor in frozen.outputs]
     graph = frozen.graph.as_graph_def()
     output_specs = tuple(_spec(name, tensor) for name, tensor in zip(output_names, frozen.outputs, strict=True))
@@ -61,8 +41,40 @@ def freeze(model: Any) -> FrozenModel:
     graph = _with_named_outputs(graph, outputs, output_names)
     layers = {layer.name for layer in model._flatten_layers()}
     graph = _with_readable_names(graph, dict(zip(placeholders, input_names, strict=True)), output_names, layers)
+    check_inference(graph, output_names, variables_allowed=False)
     batched = all(spec.shape and spec.shape[0] == -1 for spec in (*input_specs, *output_specs))
-    return FrozenModel(graph, Signature(input_specs, output_specs, batched))
+    return Frozen(graph, Signature(input_specs, output_specs, batched))
+
+
+def _with_free_batch(shapes: Sequence[tuple[int | None, ...]]) -> list[tuple[int | None, ...]]:
+    """The shapes with an unknown dimension 0, where it is one fixed number in all of them."""
+    if all(shape and shape[0] is not None for shape in shapes) and len({shape[0] for shape in shapes}) == 1:
+        return [(None, *shape[1:]) for shape in shapes]
+    return list(shapes)
+
+
+def _frozen_function(model: Any, names: Sequence[str], shapes: Sequence[tuple[int | None, ...]]) -> Any:
+    """The model's inference function for inputs of these shapes, its variables made constants."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    specs = [
+        tf.TensorSpec(shape, tensor.dtype, name=name)
+        for tensor, name, shape in zip(model.inputs, names, shapes, strict=True)
+    ]
+
+    def forward(*tensors: Any) -> list[Any]:
+        outputs = model(_as_model_takes(model, tensors), training=False)
+        return list(tf.nest.flatten(outputs))
+
+    try:
+        function = tf.function(forward, input_signature=specs, autograph=False).get_concrete_function()
+        return convert_variables_to_constants_v2(function, lower_control_flow=False)
+    except MemoryError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:1500]
+        raise WorkerError("INVALID_ARGUMENT", f"the model cannot be frozen: {text}") from error
 
 
 def _as_model_takes(model: Any, tensors: Sequence[Any]) -> Any:
@@ -84,16 +96,6 @@ def _layer_name(tensor: Any) -> str:
 def _output_layer_names(model: Any) -> list[str]:
     names = getattr(model, "output_names", None)
     return [str(name) for name in names] if names else [_layer_name(tensor) for tensor in model.outputs]
-
-
-def _names(wanted: Iterable[str], default: str) -> list[str]:
-    """Names that a GraphDef, ONNX and a Python keyword-free interface all take, each once."""
-    taken: set[str] = set()
-    names = []
-    for name in wanted:
-        clean = _NOT_IN_NAMES.sub("_", name).replace("/", "_").lstrip("_.-") or default
-        names.append(unique_name(clean, taken))
-    return names
 
 
 def _spec(name: str, tensor: Any) -> TensorSpec:

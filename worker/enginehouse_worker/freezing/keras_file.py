@@ -3,72 +3,130 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from enginehouse_worker.archives import MAX_RATIO
 from enginehouse_worker.errors import WorkerError
+from enginehouse_worker.freezing.constants import check_finite
+from enginehouse_worker.freezing.formats import KERAS
+from enginehouse_worker.freezing.keras_config import Hazard, hazards
+
+_MAX_CONFIGURATION = 64 << 20
+# Members below this may shrink by any factor.
+_RATIO_APPLIES_FROM = 64 << 20
+_SHOWN = 1500
 
 
-def load_keras_file(path: Path) -> Any:
-    """Load a `.keras` or `.h5` file as a `keras.Model`, for inference only.
+def load_keras_file(path: Path, format_: str, *, allow_unsafe: bool) -> Any:
+    """Load a Keras v3 or HDF5 file as a `keras.Model`, for inference only.
+
+    Args:
+        format_: "keras" or "keras_hdf5"; the file's name does not matter.
+        allow_unsafe: run code that the file carries.
 
     Raises:
-        WorkerError: INVALID_ARGUMENT when the file is no Keras model, or has layers whose code is not in Keras or is
-            stored in the file (Lambda).
+        WorkerError: INVALID_ARGUMENT when the file is no Keras model, is damaged, has weights that are not finite, or
+            has layers whose code is not in Keras or, unless allowed, is stored in the file (Lambda).
     """
-    lambdas = [str(layer.get("name")) for layer in _layers(_configuration(path)) if layer["class"] == "Lambda"]
-    if lambdas:
-        raise WorkerError(
-            "INVALID_ARGUMENT",
-            f"{path.name} has Lambda layers ({', '.join(lambdas)}), whose code would run on loading; replace them by "
-            "Keras layers or operations",
-        )
+    _refuse(path, hazards(_configuration(path, format_)), allow_unsafe)
     import keras
 
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        # Keras goes by the name's ending.
+        with tempfile.TemporaryDirectory() as directory:
+            named = Path(directory) / ("model.keras" if format_ == KERAS else "model.h5")
+            named.symlink_to(path.resolve())
+            model = keras.models.load_model(named, compile=False, safe_mode=not allow_unsafe)
+    except MemoryError:
+        raise
     except Exception as error:
         raise WorkerError(
             "INVALID_ARGUMENT",
-            f"Keras {keras.__version__} cannot load {path.name}: {str(error).strip()[:2000]}. Expected a model of "
+            f"Keras {keras.__version__} cannot load {path.name}: {_first(error)}. Expected a whole, undamaged model of "
             "Keras's own layers, saved with model.save()",
         ) from error
     if not isinstance(model, keras.Model):
         raise WorkerError("INVALID_ARGUMENT", f"{path.name} holds a {type(model).__name__}, not a Keras model")
+    check_weights(model, path.name)
     return model
 
 
-def _configuration(path: Path) -> Any:
+def check_weights(model: Any, file_name: str) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT naming them.
+    """
+    check_finite(((str(weight.path), weight.numpy()) for weight in model.weights), file_name)
+
+
+def _first(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:_SHOWN] + (" ..." if len(text) > _SHOWN else "")
+
+
+def _refuse(path: Path, found: list[Hazard], allow_unsafe: bool) -> None:
+    code = [hazard for hazard in found if hazard.carries_code]
+    custom = [hazard for hazard in found if not hazard.carries_code]
+    if code and not allow_unsafe:
+        raise WorkerError(
+            "INVALID_ARGUMENT",
+            f"{path.name} would run code on loading: {_list(code)}. Replace these by Keras layers or operations, "
+            "upload a "
+            "SavedModel of the model, or, if you trust whoever made the file, allow it (allow_unsafe)",
+        )
+    if custom:
+        raise WorkerError(
+            "INVALID_ARGUMENT",
+            f"{path.name} needs code that is not in the file: {_list(custom)}. Upload a SavedModel (model.export()), "
+            "which "
+            "holds the computation itself",
+        )
+
+
+def _list(found: list[Hazard]) -> str:
+    shown = [f"{hazard.where} {hazard.what}" for hazard in found[:8]]
+    return "; ".join(shown) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
+
+
+def _configuration(path: Path, format_: str) -> Any:
     """The model's configuration as the file states it, read without Keras."""
     try:
-        if path.suffix.lower() == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                return json.loads(archive.read("config.json"))
-        import h5py
+        return json.loads(_zip_text(path) if format_ == KERAS else _hdf5_text(path))
+    except WorkerError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Bad zips, HDF5's many errors, text that is no JSON or is nested too deeply.
+        raise WorkerError("INVALID_ARGUMENT", f"{path.name} is not a Keras model file: {_first(error)}") from None
 
-        with h5py.File(path, "r") as file:
-            text = file.attrs.get("model_config")
-            if text is None:
+
+def _zip_text(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.file_size > _RATIO_APPLIES_FROM and member.file_size > MAX_RATIO * max(1, member.compress_size):
                 raise WorkerError(
                     "INVALID_ARGUMENT",
-                    f"{path.name} holds weights without a model; save the whole model with model.save()",
+                    f"{path.name} is refused: {member.filename!a} unpacks to more than {MAX_RATIO} times its size",
                 )
-            return json.loads(text)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise WorkerError("INVALID_ARGUMENT", f"{path.name} is not a Keras model file: {error}") from None
+        if archive.getinfo("config.json").file_size > _MAX_CONFIGURATION:
+            raise WorkerError(
+                "INVALID_ARGUMENT", f"{path.name} is refused: its config.json is over {_MAX_CONFIGURATION} bytes"
+            )
+        return archive.read("config.json")
 
 
-def _layers(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object of a configuration that names a class, at any depth."""
-    if isinstance(value, dict):
-        if isinstance(value.get("class_name"), str):
-            inner = value.get("config")
-            name = value.get("name") or (inner.get("name") if isinstance(inner, dict) else None)
-            yield {"class": value["class_name"], "name": name}
-        for item in value.values():
-            yield from _layers(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _layers(item)
+def _hdf5_text(path: Path) -> Any:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        text = file.attrs.get("model_config")
+    if text is None:
+        raise WorkerError(
+            "INVALID_ARGUMENT", f"{path.name} holds weights without a model; save the whole model with model.save()"
+        )
+    return text

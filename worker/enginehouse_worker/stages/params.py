@@ -66,6 +66,12 @@ class Params:
             raise self._wrong(name, f"a number from {minimum:g} to {maximum:g}")
         return float(value)
 
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self._values.get(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
     def strings(self, name: str) -> tuple[str, ...]:
         value = self._values.get(name, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

@@ -1,45 +1,39 @@
-"""Well-known convolutional networks, with published or seeded random weights. They output logits."""
+"""Well-known convolutional networks, with weights from a file or seeded random ones. They output logits."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.stages.context import Progress
 from enginehouse_worker.zoo.entries import Entry
 
 
-def make_model(entry: Entry, *, classes: int, weights: str, seed: int, progress: Progress) -> Any:
-    """A `keras.Model` of an architecture; `weights` is "random" (seeded) or "imagenet" (downloaded by Keras).
+def make_model(entry: Entry, *, classes: int, seed: int, weights: Path | None, progress: Progress) -> Any:
+    """A `keras.Model` of an architecture, with the weights of a Keras file, or random ones from a seed.
 
     Raises:
-        WorkerError: FAILED_PRECONDITION when there are no such weights; UNAVAILABLE when they cannot be downloaded.
+        WorkerError: INVALID_ARGUMENT when the file's weights do not fit, naming layer and shapes.
     """
     import keras
 
-    if weights == "random":
-        keras.utils.set_random_seed(seed)
-        model = _build(entry, classes, None)
-        progress(0.2, f"{entry.name}: setting batch statistics")
-        from enginehouse_worker.zoo.statistics import settle
+    keras.utils.set_random_seed(seed)
+    model = build(entry, classes)
+    if weights is not None:
+        from enginehouse_worker.zoo.weights import load_weights
 
-        settle(model, seed)
+        progress(0.2, f"{entry.name}: loading weights")
+        load_weights(model, weights)
         return model
-    if entry.keras_application is None or classes != entry.classes:
-        raise WorkerError(
-            "FAILED_PRECONDITION",
-            f"Keras publishes no ImageNet weights for {entry.name} with {classes} classes; use weights 'random', or "
-            "upload a model",
-        )
-    try:
-        return _build(entry, classes, "imagenet")
-    except Exception as error:
-        raise WorkerError(
-            "UNAVAILABLE", f"the ImageNet weights of {entry.name} cannot be downloaded: {error}"
-        ) from error
+    progress(0.2, f"{entry.name}: setting batch statistics")
+    from enginehouse_worker.zoo.statistics import settle
+
+    settle(model, seed)
+    return model
 
 
-def _build(entry: Entry, classes: int, weights: str | None) -> Any:
+def build(entry: Entry, classes: int) -> Any:
+    """The `keras.Model` of an architecture, as its layers initialize it."""
     import keras
 
     if entry.keras_application is None:
@@ -48,5 +42,5 @@ def _build(entry: Entry, classes: int, weights: str | None) -> Any:
         return inception_v4(entry.input_shape, classes)
     make = getattr(keras.applications, entry.keras_application)
     return make(
-        weights=weights, classes=classes, classifier_activation=None, input_shape=entry.input_shape, name=entry.name
+        weights=None, classes=classes, classifier_activation=None, input_shape=entry.input_shape, name=entry.name
     )
