@@ -1,7 +1,9 @@
 """An engine as one file: a plain tar of its manifest and the blobs that belong to it.
 
-`manifest.json` comes first, then each blob once as `sha256/{64 hexadecimal digits}`, in the order of their digests,
-then two zero blocks. Times and owners are zero, so that one engine is always the same bytes. `tar -tf` lists it.
+`manifest.json` comes first, then `manifest.sha256` (a line as `sha256sum` writes it: the manifest names the digest of
+everything else, so that this makes every byte checked), then each blob once as `sha256/{64 hexadecimal digits}`, in the
+order of their digests, then two zero blocks. Times and owners are zero, so that one engine is always the same bytes.
+`tar -tf` lists it.
 
 The reader takes nothing else: no links, no folders, no other names, no extended headers. It reads headers itself,
 because `tarfile` would follow extended headers of any size; nothing but the manifest is ever held in memory.
@@ -23,6 +25,7 @@ from enginehouse.artifacts.manifest import MAX_MANIFEST_BYTES, EngineManifest, m
 from enginehouse.errors import DataLossError, InvalidArgumentError
 
 MANIFEST = "manifest.json"
+CHECKSUM = "manifest.sha256"
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
 # Other tools pad an archive to a multiple of their record size.
@@ -56,8 +59,9 @@ class BundleWriter:
         self._stream = stream
 
     def manifest(self, data: bytes) -> None:
-        """The first member."""
-        self._stream.write(_header(MANIFEST, len(data)) + data + _padding(len(data)))
+        """The first members."""
+        for name, content in ((MANIFEST, data), (CHECKSUM, checksum_line(digest_bytes(data)))):
+            self._stream.write(_header(name, len(content)) + content + _padding(len(content)))
 
     def begin(self, digest: str, size: int) -> None:
         """Begin a blob's member of `size` bytes."""
@@ -91,6 +95,11 @@ def ordered(blobs: Iterable[str]) -> list[str]:
     return sorted(blobs)
 
 
+def checksum_line(digest: str) -> bytes:
+    """What CHECKSUM holds for a manifest of that digest."""
+    return f"{parse_digest(digest)}  {MANIFEST}\n".encode()
+
+
 def read_bundle(path: Path) -> Bundle:
     """Check a bundle, every byte of it, and say where its blobs are. Memory does not grow with its size.
 
@@ -118,8 +127,9 @@ def _read(stream: BinaryIO, total: int) -> Bundle:
     offset = stream.tell()
     data = stream.read(size)
     _skip_padding(stream, size)
-    manifest = EngineManifest.from_json(data)
     manifest_digest = digest_bytes(data)
+    _check_manifest(stream, total, checksum_line(manifest_digest))
+    manifest = EngineManifest.from_json(data)
     wanted = manifest_blobs(manifest)
     parts: dict[str, Part] = {}
     while (member := _next(stream, total)) is not None:
@@ -133,6 +143,17 @@ def _read(stream: BinaryIO, total: int) -> Bundle:
     # The manifest goes last: whoever has it has the rest.
     own = () if manifest_digest in parts else (Part(manifest_digest, offset, size),)
     return Bundle(manifest, manifest_digest, (*parts.values(), *own))
+
+
+def _check_manifest(stream: BinaryIO, total: int, wanted: bytes) -> None:
+    member = _next(stream, total)
+    if member is None or member[0] != CHECKSUM:
+        raise InvalidArgumentError(
+            f"expected {CHECKSUM} after {MANIFEST}, found {member[0] if member else 'nothing'!r}"
+        )
+    if member[1] != len(wanted) or stream.read(len(wanted)) != wanted:
+        raise DataLossError(f"{MANIFEST} does not have the digest that {CHECKSUM} says")
+    _skip_padding(stream, len(wanted))
 
 
 def _part(stream: BinaryIO, name: str, size: int, wanted: dict[str, int | None]) -> Part:

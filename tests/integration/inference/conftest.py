@@ -15,6 +15,8 @@ from enginehouse.workers.environments import WorkerEnvironment, WorkerEnvironmen
 
 # Test folders are no packages, so their helpers are imported by folder.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "optimizer"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from inference_world import Server, load
 

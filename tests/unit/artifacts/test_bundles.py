@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from engine_bundles import bundle, engine_files, manifest_of, write_bundle
 
 from enginehouse.artifacts import digest_bytes
-from enginehouse.artifacts.bundle import BundleWriter, read_bundle
+from enginehouse.artifacts.bundle import BundleWriter, checksum_line, read_bundle
 from enginehouse.artifacts.manifest import MAX_MANIFEST_BYTES
 from enginehouse.errors import DataLossError, EnginehouseError, InvalidArgumentError
 
@@ -44,7 +44,7 @@ def test_a_bundle_comes_back(path: Path, tmp_path: Path) -> None:
 def test_it_is_a_plain_tar(path: Path) -> None:
     with tarfile.open(path) as tar:
         names = tar.getnames()
-        assert names[0] == "manifest.json" and names[1:] == sorted(names[1:]) and len(names) == 5
+        assert names[:2] == ["manifest.json", "manifest.sha256"] and names[2:] == sorted(names[2:]) and len(names) == 6
         assert all(member.isreg() for member in tar)
 
 
@@ -85,31 +85,34 @@ def _info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
 
 
 MANIFEST = manifest_of(engine_files()).to_json().encode()
+
+
+def _first(manifest: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
+    return [(_info("manifest.json"), manifest), (_info("manifest.sha256"), checksum_line(digest_bytes(manifest)))]
+
+
+FIRST = _first(MANIFEST)
 BLOB = f"sha256/{digest_bytes(engine_files()['engine.json'])[7:]}"
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "text": lambda: b"hello " * 500,
     "an empty archive": lambda: bytes(10240),
-    "a manifest that is not first": lambda: _tar((_info(BLOB), b"x"), (_info("manifest.json"), MANIFEST)),
-    "a way out": lambda: _tar((_info("manifest.json"), MANIFEST), (_info("../../etc/passwd"), b"x")),
-    "an absolute name": lambda: _tar((_info("manifest.json"), MANIFEST), (_info("/etc/passwd"), b"x")),
-    "a link": lambda: _tar((_info("manifest.json"), MANIFEST), (_info(BLOB, tarfile.SYMTYPE, "/etc/passwd"), b"")),
-    "a hard link": lambda: _tar(
-        (_info("manifest.json"), MANIFEST), (_info(BLOB, tarfile.LNKTYPE, "manifest.json"), b"")
-    ),
-    "a device": lambda: _tar((_info("manifest.json"), MANIFEST), (_info(BLOB, tarfile.CHRTYPE), b"")),
-    "a folder": lambda: _tar((_info("manifest.json"), MANIFEST), (_info("sha256", tarfile.DIRTYPE), b"")),
-    "a long name": lambda: _tar((_info("manifest.json"), MANIFEST), (_info("sha256/" + "a" * 500), b"x")),
-    "a stranger": lambda: _tar((_info("manifest.json"), MANIFEST), (_info("sha256/" + "0" * 64), b"x")),
-    "other bytes": lambda: _tar(
-        (_info("manifest.json"), MANIFEST), (_info(BLOB), b"x" * len(engine_files()["engine.json"]))
-    ),
-    "a blob too few": lambda: _tar((_info("manifest.json"), MANIFEST), (_info(BLOB), engine_files()["engine.json"])),
-    "a blob twice": lambda: _tar(
-        (_info("manifest.json"), MANIFEST), *[(_info(BLOB), engine_files()["engine.json"])] * 2
-    ),
-    "no manifest": lambda: _tar((_info("manifest.json"), b"[]")),
-    "nested deeply": lambda: _tar((_info("manifest.json"), b"[" * 100_000)),
+    "a manifest that is not first": lambda: _tar((_info(BLOB), b"x"), *FIRST),
+    "a way out": lambda: _tar(*FIRST, (_info("../../etc/passwd"), b"x")),
+    "an absolute name": lambda: _tar(*FIRST, (_info("/etc/passwd"), b"x")),
+    "a link": lambda: _tar(*FIRST, (_info(BLOB, tarfile.SYMTYPE, "/etc/passwd"), b"")),
+    "a hard link": lambda: _tar(*FIRST, (_info(BLOB, tarfile.LNKTYPE, "manifest.json"), b"")),
+    "a device": lambda: _tar(*FIRST, (_info(BLOB, tarfile.CHRTYPE), b"")),
+    "a folder": lambda: _tar(*FIRST, (_info("sha256", tarfile.DIRTYPE), b"")),
+    "a long name": lambda: _tar(*FIRST, (_info("sha256/" + "a" * 500), b"x")),
+    "a stranger": lambda: _tar(*FIRST, (_info("sha256/" + "0" * 64), b"x")),
+    "other bytes": lambda: _tar(*FIRST, (_info(BLOB), b"x" * len(engine_files()["engine.json"]))),
+    "a blob too few": lambda: _tar(*FIRST, (_info(BLOB), engine_files()["engine.json"])),
+    "a blob twice": lambda: _tar(*FIRST, *[(_info(BLOB), engine_files()["engine.json"])] * 2),
+    "no manifest": lambda: _tar(*_first(b"[]")),
+    "a manifest without a checksum": lambda: _tar(FIRST[0], (_info(BLOB), engine_files()["engine.json"])),
+    "a manifest of another checksum": lambda: _tar((_info("manifest.json"), MANIFEST + b" "), FIRST[1]),
+    "nested deeply": lambda: _tar(*_first(b"[" * 100_000)),
     "a huge manifest": lambda: _tar((_info("manifest.json"), b" " * (MAX_MANIFEST_BYTES + 1))),
     "something behind the end": lambda: _whole() + b"more",
 }
@@ -118,7 +121,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 def _whole() -> bytes:
     files = engine_files()
     blobs = sorted((digest_bytes(data)[7:], data) for data in files.values())
-    return _tar((_info("manifest.json"), MANIFEST), *((_info(f"sha256/{digits}"), data) for digits, data in blobs))
+    return _tar(*FIRST, *((_info(f"sha256/{digits}"), data) for digits, data in blobs))
 
 
 @pytest.mark.parametrize("what", HOSTILE)
@@ -159,7 +162,7 @@ def test_manifests_with_wrong_fields(tmp_path: Path, changes: dict[str, object])
     data = manifest.to_json().encode()
     blobs = sorted((digest_bytes(data)[7:], data) for data in files.values())
     path = tmp_path / "w.engine"
-    path.write_bytes(_tar((_info("manifest.json"), data), *((_info(f"sha256/{d}"), b) for d, b in blobs)))
+    path.write_bytes(_tar(*_first(data), *((_info(f"sha256/{d}"), b) for d, b in blobs)))
     with pytest.raises(InvalidArgumentError, match=r"w\.engine is no engine bundle"):
         read_bundle(path)
 
@@ -167,7 +170,7 @@ def test_manifests_with_wrong_fields(tmp_path: Path, changes: dict[str, object])
 def test_two_files_of_one_digest_and_two_sizes(tmp_path: Path) -> None:
     text = manifest_of({**engine_files(), "twin": engine_files()["sub/model.bin"]}).to_json()
     path = tmp_path / "t.engine"
-    path.write_bytes(_tar((_info("manifest.json"), text.replace('"size":2100', '"size":2101', 1).encode())))
+    path.write_bytes(_tar(*_first(text.replace('"size":2100', '"size":2101', 1).encode())))
     with pytest.raises(InvalidArgumentError, match="two sizes"):
         read_bundle(path)
 
