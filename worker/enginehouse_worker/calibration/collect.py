@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 
@@ -21,19 +24,34 @@ def tensors_to_calibrate(graph: GraphIndex) -> tuple[str, ...]:
     return tuple(name for name in order if name in needed)
 
 
-def with_outputs(graph: GraphIndex, tensors: Sequence[str]) -> onnx.ModelProto:
-    """The model with those tensors as its only outputs; weights are shared with the original until it is serialized."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    del model.graph.output[:]
-    for name in tensors:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return model
+@dataclass(frozen=True)
+class Probe:
+    """A model with other outputs than its own: `tensors`. It shares the weights of `graph`."""
+
+    graph: GraphIndex
+    tensors: tuple[str, ...]
+
+    def write(self, path: Path) -> None:
+        """Write it as an ONNX file."""
+        # A second message would be a second copy of the weights, so the model lends its own.
+        model = self.graph.model
+        own = [onnx.ValueInfoProto.FromString(output.SerializeToString()) for output in model.graph.output]
+        del model.graph.output[:]
+        try:
+            for name in self.tensors:
+                model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+            path.write_bytes(model.SerializeToString())
+        finally:
+            del model.graph.output[:]
+            model.graph.output.extend(own)
 
 
-def collect(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[Mapping[str, Array]]
-) -> dict[str, Histogram]:
+def with_outputs(graph: GraphIndex, tensors: Sequence[str]) -> Probe:
+    """The model with those tensors, which nodes of it compute, as its only outputs."""
+    return Probe(graph, tuple(tensors))
+
+
+def collect(probe: Probe, tensors: Sequence[str], batches: Iterable[Mapping[str, Array]]) -> dict[str, Histogram]:
     """Histograms of the tensors over all batches. Memory holds the activations of one batch at a time.
 
     Raises:
@@ -42,9 +60,15 @@ def collect(
     from enginehouse_worker.backends.onnxruntime.session import create_session
 
     histograms = {name: Histogram() for name in tensors}
-    inputs = {i.name for i in model.graph.input}
+    inputs = set(probe.graph.inputs)
     computed = [name for name in tensors if name not in inputs]
-    session = create_session(model.SerializeToString()) if computed else None
+    session = None
+    if computed:
+        with tempfile.TemporaryDirectory() as directory:
+            # From a file, the model is not in memory once more while ONNX Runtime reads it.
+            path = Path(directory) / "probe.onnx"
+            probe.write(path)
+            session = create_session(path)
     for number, batch in enumerate(batches):
         values: dict[str, Array] = {name: batch[name] for name in tensors if name in inputs}
         if session is not None:
