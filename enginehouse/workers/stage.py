@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,8 @@ RESULT = "result.json"
 TIME_SETTING = "ENGINEHOUSE_STAGE_TIMEOUT_SECONDS"
 MEMORY_SETTING = "ENGINEHOUSE_STAGE_MEMORY_BYTES"
 LOG_END_BYTES = 4096
+# A device with less than this left is full.
+FULL_DISK_BYTES = 64 << 10
 _WATCH_SECONDS = 0.25
 # Descendants that keep the event pipe open are killed with the group; this is how long their end may take.
 _LAST_EVENTS_SECONDS = 2.0
@@ -282,6 +285,14 @@ def _outcome(
     return result
 
 
-def _crash(spec: StageSpec, how: str, log: Path) -> InternalError:
+def _crash(spec: StageSpec, how: str, log: Path) -> EnginehouseError:
     end = log_end(log).strip() or "(empty)"
+    with suppress(OSError):
+        # What meets a full disk cannot always say so.
+        if shutil.disk_usage(spec.output).free < FULL_DISK_BYTES:
+            return ResourceExhaustedError(
+                f"stage {spec.stage!r} {how}, and the device of its files is full: free space there and try again. "
+                f"End of its log:\n{end}",
+                details={"stage": spec.stage},
+            )
     return InternalError(f"stage {spec.stage!r} {how}. End of its log:\n{end}", details={"stage": spec.stage})

@@ -117,14 +117,37 @@ async def test_success_without_a_result_is_a_crash(run: Run) -> None:
 
 async def test_a_stage_over_its_time(run: Run) -> None:
     began = time.monotonic()
-    with pytest.raises(DeadlineExceededError, match=r"longer than its limit of 0\.7 s"):
+    with pytest.raises(DeadlineExceededError, match=r"longer than its limit of 0\.7 s") as caught:
         await run("hang", seconds=0.7)
     assert time.monotonic() - began < 3
+    assert "ENGINEHOUSE_STAGE_TIMEOUT_SECONDS" in caught.value.message
+    assert caught.value.details == {"stage": "reference", "limit_seconds": "0.7"}
+
+
+async def test_a_time_limit_holds_for_the_whole_group(run: Run) -> None:
+    with pytest.raises(DeadlineExceededError):
+        await run("stubborn", seconds=1.5, grace_seconds=0.2)
+    assert gone(await run.child())
 
 
 async def test_a_stage_over_its_memory(run: Run) -> None:
-    with pytest.raises(ResourceExhaustedError, match="GiB of memory, over its limit"):
+    with pytest.raises(ResourceExhaustedError, match="GiB of memory, over its limit") as caught:
         await run("hog", memory_bytes=200 << 20)
+    assert "ENGINEHOUSE_STAGE_MEMORY_BYTES" in caught.value.message
+    assert caught.value.details["limit_bytes"] == str(200 << 20)
+    assert int(caught.value.details["used_bytes"]) > 200 << 20
+
+
+async def test_a_memory_limit_counts_the_whole_group(run: Run) -> None:
+    with pytest.raises(ResourceExhaustedError, match="over its limit"):
+        await run("hog_child", memory_bytes=200 << 20)
+    assert gone(await run.child())
+
+
+async def test_a_crash_on_a_full_disk_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_module, "FULL_DISK_BYTES", 1 << 62)
+    with pytest.raises(ResourceExhaustedError, match=r"(?s)status 3 .* is full: free space.*no event"):
+        await run("silent")
 
 
 async def test_killed_by_the_kernel_for_want_of_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import platform
 import resource
@@ -61,7 +62,9 @@ def main(spec_path: Path, events_fd: int) -> int:
         events.error("RESOURCE_EXHAUSTED", message, {})
     except OSError as error:
         traceback.print_exc()
-        events.error("INTERNAL", f"a file could not be read or written: {error}", {})
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = "RESOURCE_EXHAUSTED" if full else "INTERNAL"
+        events.error(code, f"a file could not be read or written: {error}", {})
     except Exception as error:
         traceback.print_exc()
         events.error("INTERNAL", f"{type(error).__name__}: {error}; the log has the traceback", {})

@@ -120,6 +120,29 @@ class Stage:
         while True:
             time.sleep(60)
 
+    def do_gate(self) -> None:
+        """Goes on once the file that the order `gate` names is there."""
+        while not Path(self.orders["gate"]).exists():
+            time.sleep(0.01)
+
+    def do_full(self) -> int:
+        """Writes until the disk is full, and says so as the real worker does."""
+        try:
+            with (self.output / "model.bin").open("wb") as file:
+                while True:
+                    file.write(bytes(1 << 20))
+                    file.flush()
+        except OSError as error:
+            self.send(event="error", code="RESOURCE_EXHAUSTED", message=f"{self.name}: {error}", details={})
+            return 1
+
+    def do_hog_child(self) -> None:
+        """A child takes the memory."""
+        hoard = "import os,time; hoard = [os.urandom(1 << 20) * 4 for _ in range(100)]; time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", hoard])
+        self.send(event="progress", fraction=0.5, message=f"child {child.pid}")
+        self.do_hang()
+
     def do_stubborn(self) -> None:
         """Ignores SIGTERM, and has a child that does too."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
