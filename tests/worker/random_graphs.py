@@ -36,9 +36,9 @@ class Builder:
     outputs: list[str] = field(default_factory=list)
 
     def node(self, op_type: str, inputs: list[str], shape: tuple[int, ...], **attributes: Any) -> str:
-        """Append a node; one in eight has no name, and names of tensors look like scopes, as TensorFlow's do."""
+        """Append a node; one in eight has no name."""
         number = len(self.nodes)
-        output = f"{op_type.lower()}{number}/{self.draw(st.sampled_from(['out', 'scale', 'quantized', 'float']))}"
+        output = f"{op_type.lower()}{number}/out"
         name = "" if self.draw(st.integers(0, 7)) == 0 else f"{op_type.lower()}{number}"
         self.nodes.append(helper.make_node(op_type, inputs, [output], name=name, **attributes))
         self.shapes[output] = shape

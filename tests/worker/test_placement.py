@@ -241,3 +241,77 @@ def test_a_tiny_weight_channel_does_not_overflow_its_bias() -> None:
     session = onnxruntime.InferenceSession(quantized.SerializeToString(), providers=["CPUExecutionProvider"])
     out = session.run(None, {"input": np.zeros((1, 3, 8, 8), np.float32)})[0]
     np.testing.assert_allclose(out[0, :, 0, 0], bias, atol=16 / 255)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"input": x})[0])
+
+
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
+def test_new_names_avoid_those_that_the_model_has(dialect: str) -> None:
+    net = Network((3, 8, 8))
+    x = net.node("Relu", [net.conv("input", 4)])
+    y = net.conv(x, 4)
+    # As scopes may be called: the first convolution's tensors would get just these names.
+    net.nodes[0].output[0] = net.nodes[1].input[0] = f"{x}/quantized"
+    net.nodes[2].output[0] = f"{x}/dequantized"
+    net.channels[f"{x}/dequantized"] = 4
+    assert y == net.nodes[2].name + "_out"
+    shifted = net.node("Add", [f"{x}/dequantized", net.constant(0.1)])
+    net.constants[-1].name = net.nodes[-1].input[1] = f"{x}/scale"
+    model = net.model({net.head(net.node("Relu", [shifted]), 5): ["batch", 5]})
+    quantized = quantize(model, DIALECTS[dialect])
+    onnx.checker.check_model(quantized, full_check=True)
+    inputs = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(run(quantized, inputs), run(model, inputs), atol=0.3)
+
+
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
+def test_what_subgraphs_read_stays(dialect: str) -> None:
+    net = Network((3, 8, 8))
+    x = net.conv("input", 4)
+    weight = net.nodes[-1].input[1]
+    relu = net.node("Relu", [x])
+    branch = [
+        onnx.helper.make_graph(
+            [
+                onnx.helper.make_node("ReduceMax", [weight], [f"{name}_most"], keepdims=0),
+                onnx.helper.make_node(op_type, [x, f"{name}_most"], [f"{name}_out"]),
+            ],
+            name,
+            [],
+            [onnx.helper.make_tensor_value_info(f"{name}_out", onnx.TensorProto.FLOAT, None)],
+        )
+        for name, op_type in (("then", "Mul"), ("else", "Add"))
+    ]
+    chosen = net.node("If", [net.constant(True, np.bool_)], then_branch=branch[0], else_branch=branch[1])
+    model = net.model({net.node("Add", [net.conv(relu, 4), chosen]): ["batch", 4, 8, 8]})
+    quantized = quantize(model, DIALECTS[dialect], bound=8.0)
+    onnx.checker.check_model(quantized, full_check=True)
+    inputs = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(run(quantized, inputs), run(model, inputs), atol=0.3)
+
+
+@pytest.mark.parametrize(("alpha", "integer"), [(0.25, True), (-0.25, False)])
+def test_the_bias_of_a_gemm_is_in_units_of_its_scaled_product(alpha: float, integer: bool) -> None:
+    net = Network((16,))
+    weight = net.constant(net.random.standard_normal((16, 4)))
+    y = net.node("Gemm", ["input", weight, net.constant([1.0, -2.0, 3.0, 0.5])], alpha=alpha)
+    model = net.model({y: ["batch", 4]})
+    quantized = quantize(model, ONNXRUNTIME)
+    assert optimized_counts(quantized)["QGemm"] == integer
+    inputs = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
+    np.testing.assert_allclose(run(quantized, inputs), run(model, inputs), atol=0.1)
+
+
+def test_neither_a_mask_nor_a_sum_of_embeddings_is_a_residual() -> None:
+    net = Network((8, 8))
+    scores = net.node("MatMul", ["input", "input"])
+    mask = net.node("Neg", ["input"])
+    weights = net.node("Softmax", [net.node("Add", [scores, mask])], axis=-1)
+    embedded = net.node("Add", [net.node("Abs", ["input"]), net.node("Exp", ["input"])])
+    model = net.model({net.node("MatMul", [weights, embedded]): ["batch", 8, 8]})
+    graph = index_graph(model)
+    adds = [number for number, node in enumerate(graph.nodes) if node.op_type == "Add"]
+    assert [residual_shortcut(graph, number) for number in adds] == [None, None]
