@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from enginehouse.cli import context
-from enginehouse.cli.commands import bench, datasets, engines, infer, jobs, models, optimize, serving, stack, telemetry
+from enginehouse.cli.commands import (
+    bench,
+    datasets,
+    engines,
+    infer,
+    jobs,
+    models,
+    optimize,
+    serving,
+    stack,
+    store,
+    telemetry,
+)
 from enginehouse.cli.errors import EXIT_HELP
 
 app = typer.Typer(
@@ -51,6 +63,7 @@ app.add_typer(datasets.app, name="datasets")
 optimize.add_to(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(engines.app, name="engines")
+app.add_typer(store.app, name="store")
 serving.add_to(app)
 infer.add_to(app)
 app.add_typer(bench.app, name="bench")

@@ -16,6 +16,7 @@ from enginehouse.client.inference import AsyncInference, Inputs
 from enginehouse.client.jobs import AsyncJob, AsyncJobs
 from enginehouse.client.models import AsyncModels
 from enginehouse.client.serving import AsyncServing
+from enginehouse.client.store import AsyncStore
 from enginehouse.client.tables import with_uploaded_table
 from enginehouse.client.telemetry import AsyncTelemetry
 from enginehouse.client.values import (
@@ -71,6 +72,7 @@ class AsyncClient:
         self.datasets = AsyncDatasets(self._optimizer, blobs, parent)
         self.engines = AsyncEngines(self._optimizer, blobs, parent)
         self.jobs = AsyncJobs(self._optimizer, parent)
+        self.store = AsyncStore(self._optimizer, parent)
         self.serving = AsyncServing(self._optimizer, self._infer, parent)
         self.telemetry = AsyncTelemetry(self._telemetry, parent)
 

@@ -28,6 +28,7 @@ _RETRIED = (
     ("enginehouse.v1.Optimizer", ("Optimize", "GetStageLog")),
     ("enginehouse.v1.ServingConfigs", ("GetServingConfig", "ListServingConfigs")),
     ("enginehouse.v1.Telemetry", ("ListDevices", "GetSnapshot", "ListSamples")),
+    ("enginehouse.v1.Store", ("GetUsage",)),
     ("google.longrunning.Operations", ("GetOperation", "ListOperations", "CancelOperation")),
 )
 _SERVICE_CONFIG = json.dumps(

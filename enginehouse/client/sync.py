@@ -11,6 +11,7 @@ from enginehouse.client.aio import AsyncClient
 from enginehouse.client.connection import TLS
 from enginehouse.client.inference import Inputs
 from enginehouse.client.portal import Portal
+from enginehouse.client.store import Store
 from enginehouse.client.sync_resources import Datasets, Engines, Job, Jobs, Models, Serving, Telemetry
 from enginehouse.client.values import (
     Alias,
@@ -72,6 +73,7 @@ class Client:
         self.datasets = Datasets(portal, inner.datasets)
         self.engines = Engines(portal, inner.engines)
         self.jobs = Jobs(portal, inner.jobs)
+        self.store = Store(portal, inner.store)
         self.serving = Serving(portal, inner.serving)
         self.telemetry = Telemetry(portal, inner.telemetry)
 
