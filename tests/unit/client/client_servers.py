@@ -146,6 +146,7 @@ class Models(models_pb2_grpc.ModelsServicer):
 class Engines(engines_pb2_grpc.EnginesServicer):
     def __init__(self) -> None:
         self.engines: dict[str, Any] = {}
+        self.aliases: dict[str, Any] = {}
 
     async def GetEngine(self, request: Any, context: Any) -> Any:
         if request.name not in self.engines:
@@ -161,6 +162,33 @@ class Engines(engines_pb2_grpc.EnginesServicer):
         ]
         return engines_pb2.ListEnginesResponse(engines=found)
 
+    async def PinEngine(self, request: Any, context: Any) -> Any:
+        engine = await self.GetEngine(request, context)
+        engine.pinned = request.pinned
+        return engine
+
+    async def SetAlias(self, request: Any, context: Any) -> Any:
+        for engine in self.engines.values():
+            alias = request.alias.name.rsplit("/", 1)[-1]
+            engine.aliases[:] = [
+                *set(engine.aliases) - {alias},
+                *([alias] if engine.name == request.alias.engine else []),
+            ]
+        self.aliases[request.alias.name] = request.alias
+        return request.alias
+
+    async def GetAlias(self, request: Any, context: Any) -> Any:
+        if request.name not in self.aliases:
+            await fail(context, NotFoundError(f"there is no {request.name}"))
+        return self.aliases[request.name]
+
+    async def ListAliases(self, request: Any, context: Any) -> Any:
+        return engines_pb2.ListAliasesResponse(aliases=list(self.aliases.values()))
+
+    async def DeleteAlias(self, request: Any, context: Any) -> Any:
+        del self.aliases[request.name]
+        return empty_pb2.Empty()
+
 
 class Optimizer(optimizer_pb2_grpc.OptimizerServicer, operations_pb2_grpc.OperationsServicer):
     """One job with scripted events. `break_at` are sequences after which a watch breaks, once each."""
@@ -169,6 +197,8 @@ class Optimizer(optimizer_pb2_grpc.OptimizerServicer, operations_pb2_grpc.Operat
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.retries: list[Any] = []
+        self.filters: list[str] = []
         self.watches: list[int] = []
         self.break_at: list[int] = []
         self.hang = False
@@ -182,7 +212,11 @@ class Optimizer(optimizer_pb2_grpc.OptimizerServicer, operations_pb2_grpc.Operat
         if done:
             state = optimizer_pb2.JOB_STATE_FAILED if self.error else optimizer_pb2.JOB_STATE_SUCCEEDED
         operation = operations_pb2.Operation(name=self.name, done=done)
-        operation.metadata.Pack(optimizer_pb2.OptimizeMetadata(model=f"{PROJECT}/models/m", state=state))
+        stage = optimizer_pb2.Stage(
+            name="freeze", state=optimizer_pb2.STAGE_STATE_REUSED, seconds=12.5, peak_memory_bytes=3 << 30
+        )
+        metadata = optimizer_pb2.OptimizeMetadata(model=f"{PROJECT}/models/m", state=state, stages=[stage])
+        operation.metadata.Pack(metadata)
         if done and self.error is not None:
             operation.error.CopyFrom(to_proto(self.error))
         elif done:
@@ -194,6 +228,10 @@ class Optimizer(optimizer_pb2_grpc.OptimizerServicer, operations_pb2_grpc.Operat
         if self.unavailable:
             self.unavailable -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "try again")
+        return self.operation(False)
+
+    async def RetryOptimization(self, request: Any, context: Any) -> Any:
+        self.retries.append(request)
         return self.operation(False)
 
     async def WatchOperation(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -222,6 +260,7 @@ class Optimizer(optimizer_pb2_grpc.OptimizerServicer, operations_pb2_grpc.Operat
         return self.operation(True)
 
     async def ListOperations(self, request: Any, context: Any) -> Any:
+        self.filters.append(request.filter)
         return operations_pb2.ListOperationsResponse(operations=[self.operation(True)])
 
     async def CancelOperation(self, request: Any, context: Any) -> Any:
