@@ -89,9 +89,7 @@ def _mutated_fields(data: bytes, random: np.random.Generator) -> bytes:
             names = [t.name for t in graph.initializer] + [o for n in graph.node for o in n.output]
             node.input[int(random.integers(len(node.input)))] = names[int(random.integers(len(names)))]
         elif kind == 1:
-            node.op_type = str(
-                random.choice(["Conv", "Reshape", "Loop", "If", "Resize", "Tile", "Expand", "LSTM", "X"])
-            )
+            node.op_type = str(random.choice(["Conv", "Reshape", "Loop", "If", "Resize", "Tile", "LSTM", "X"]))
         elif kind == 2 and tensor.dims:
             tensor.dims[int(random.integers(len(tensor.dims)))] = size
         elif kind == 3:

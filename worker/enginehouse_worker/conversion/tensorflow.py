@@ -7,7 +7,7 @@ from typing import Any
 
 from enginehouse_worker.backends.base import Signature, TensorSpec
 from enginehouse_worker.conversion.passes.finite import check_finite
-from enginehouse_worker.conversion.passes.naming import rename_by_layer
+from enginehouse_worker.conversion.passes.naming import name_by_weights, rename_by_layer
 from enginehouse_worker.conversion.tidy import tidy
 from enginehouse_worker.conversion.weights import Stripped, strip_weights
 from enginehouse_worker.errors import WorkerError
@@ -45,6 +45,7 @@ def convert(
         signature.batched,
     )
     _declare(graph, converted)
+    name_by_weights(graph)
     tidy(graph)
     rename_by_layer(graph)
     return graph, converted

@@ -10,6 +10,7 @@ from enginehouse_worker.graphs.editing import EditableGraph
 from enginehouse_worker.graphs.naming import unique_name
 
 _COUNTER = re.compile(r"__\d+$")
+_VARIABLE = re.compile(r"/(merged_input|ReadVariableOp(/resource)?)$")
 _ROLES = {
     "Conv": ("", "weight", "bias"),
     "ConvTranspose": ("", "weight", "bias"),
@@ -39,6 +40,23 @@ def rename_by_layer(graph: EditableGraph) -> None:
                 role = roles[position] if position < len(roles) else "constant"
                 tensors[name] = unique_name(f"{node.name.rpartition('/')[0] or node.name}/{role}", taken)
     graph.rename_tensors(tensors)
+
+
+def name_by_weights(graph: EditableGraph) -> None:
+    """Name the nodes that the converter made anew (`Conv__12`) by the layer of their weight, in place.
+
+    To be done while weights have the names of the frozen graph, maybe behind operators that reorder them.
+    """
+    producers = graph.producers()
+    for node in graph.nodes:
+        if "/" in node.name or _ROLES.get(node.op_type, ())[1:2] != ("weight",) or len(node.input) < 2:
+            continue
+        weight = node.input[1]
+        while weight in producers and len(producers[weight].input):
+            weight = producers[weight].input[0]
+        layer = _VARIABLE.sub("", weight.split(":")[0]).rpartition("/")[0]
+        if weight in graph.constants and layer:
+            node.name = f"{layer}/{node.op_type}"
 
 
 def name_nodes(graph: EditableGraph) -> None:
