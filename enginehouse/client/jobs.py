@@ -163,8 +163,29 @@ class AsyncJobs:
         name = full_name(job, self._parent, "operations")
         return AsyncJob(self._endpoint, (await _get_operation(self._endpoint, name)).name)
 
+    async def retry(self, job: JobView | str, *, request_id: str | None = None) -> AsyncJob:
+        """Start a finished job's request again, as a new job; stages that had succeeded are reused.
+
+        The model and data are what their names stand for now.
+
+        Args:
+            request_id: a UUID; the same again returns the same new job. One of its own when None.
+
+        Raises:
+            FailedPreconditionError: the job is not done.
+            NotFoundError: there is no such job, or its model or data are gone.
+        """
+        name = full_name(job, self._parent, "operations")
+        request = pb.RetryOptimizationRequest(name=name, request_id=request_id or str(uuid.uuid4()))
+        stub = self._endpoint.stub(optimizer_pb2_grpc.OptimizerStub)
+        operation = await self._endpoint.unary(stub.RetryOptimization, request)
+        return AsyncJob(self._endpoint, operation.name)
+
     async def list(self, filter: str = "", *, limit: int | None = None) -> builtins.list[JobView]:  # noqa: A002 - AIP-160's name
-        """The project's jobs, the newest first; `filter` as the server understands it, such as "state=RUNNING"."""
+        """The project's jobs, the newest first; `filter` as the server understands it, such as "state=RUNNING".
+
+        Terms, joined by AND: done=true, state=FAILED, model="projects/...", create_time>="2026-01-31T12:00:00Z".
+        """
         request = operations_pb2.ListOperationsRequest(name=self._parent, filter=filter, page_size=PAGE_SIZE)
         method = _operations(self._endpoint, "ListOperations")
         operations = await all_pages(self._endpoint, method, request, "operations", limit)

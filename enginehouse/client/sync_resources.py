@@ -266,6 +266,10 @@ class Jobs:
         """A job by its name or id."""
         return Job(self._portal, self._portal.run(self._inner.get(job)))
 
+    def retry(self, job: JobView | str, *, request_id: str | None = None) -> Job:
+        """Start a finished job's request again, as a new job; stages that had succeeded are reused."""
+        return Job(self._portal, self._portal.run(self._inner.retry(job, request_id=request_id)))
+
     def list(self, filter: str = "", *, limit: int | None = None) -> builtins.list[JobView]:  # noqa: A002
         """The project's jobs, the newest first."""
         return self._portal.run(self._inner.list(filter, limit=limit))

@@ -17,7 +17,8 @@ from enginehouse.v1 import optimizer_pb2 as pb
 class StageView:
     """A stage of a job. `state` is "pending", "running", "succeeded", "reused", "failed" or "cancelled".
 
-    `fraction` is in [0, 1].
+    `fraction` is in [0, 1]. `took_seconds` and `peak_memory_bytes` are of the run that made the result: of an earlier
+    job's when "reused".
     """
 
     name: str
@@ -26,10 +27,12 @@ class StageView:
     message: str = ""
     start_time: datetime | None = None
     end_time: datetime | None = None
+    took_seconds: float | None = None
+    peak_memory_bytes: int | None = None
 
     @property
     def seconds(self) -> float | None:
-        """How long it ran; None until it ended."""
+        """How long it was at work in this job; None until it ended."""
         if self.start_time is None or self.end_time is None:
             return None
         return (self.end_time - self.start_time).total_seconds()
@@ -43,6 +46,8 @@ class StageView:
             message=message.message,
             start_time=time_or_none(message, "start_time"),
             end_time=time_or_none(message, "end_time"),
+            took_seconds=message.seconds if message.HasField("seconds") else None,
+            peak_memory_bytes=message.peak_memory_bytes if message.HasField("peak_memory_bytes") else None,
         )
 
 

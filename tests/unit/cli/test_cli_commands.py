@@ -152,6 +152,17 @@ def test_jobs(enginehouse: Any) -> None:
     assert enginehouse("jobs", "cancel", "job-1").status == 0
     assert enginehouse("jobs", "watch", "job-1").status == 0
     assert enginehouse("jobs", "show", "job-2").status == 3
+    shown = enginehouse("jobs", "show", "job-1").out
+    assert "12.5" in shown and "3.0 GiB" in shown and "1 of 1 stages reused" in shown
+
+
+def test_jobs_are_listed_by_state_and_model_and_retried(enginehouse: Any, servers: Servers) -> None:
+    _engine(servers)
+    enginehouse("jobs", "list", "--state", "failed", "--model", "m", "--filter", "done=true")
+    assert servers.optimizer.filters == [f'state=FAILED AND model="{PROJECT}/models/m" AND done=true']
+    assert json.loads(enginehouse("jobs", "retry", "job-1", "--detach", "--json").out)["id"] == "job-1"
+    assert ENGINE.rsplit("/", 1)[1] in enginehouse("jobs", "retry", "job-1").out
+    assert [request.name for request in servers.optimizer.retries] == [f"{PROJECT}/operations/job-1"] * 2
 
 
 def test_engines(enginehouse: Any, servers: Servers) -> None:

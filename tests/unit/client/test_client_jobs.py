@@ -108,6 +108,16 @@ async def test_jobs_are_found_again(client: AsyncClient) -> None:
         await client.jobs.get("job-2")
 
 
+async def test_a_retry_is_a_new_job(client: AsyncClient, servers: Servers) -> None:
+    (view,) = await client.jobs.list()
+    assert (view.stages[0].took_seconds, view.stages[0].peak_memory_bytes) == (12.5, 3 << 30)
+    job = await client.jobs.retry(view)
+    await client.jobs.retry(view.id, request_id="6c0d8a9e-3f0e-4b53-8c6c-0f3a3b1f9d10")
+    one, two = servers.optimizer.retries
+    assert job.name == one.name == two.name == view.name
+    assert one.request_id and two.request_id == "6c0d8a9e-3f0e-4b53-8c6c-0f3a3b1f9d10"
+
+
 async def test_contradictions_are_refused_here(client: AsyncClient) -> None:
     with pytest.raises(InvalidArgumentError, match="not both"):
         await client.optimize("m", TARGETS, calibration=Calibration(dataset="d", synthetic=Synthetic()))
