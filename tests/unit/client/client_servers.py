@@ -146,6 +146,7 @@ class Models(models_pb2_grpc.ModelsServicer):
 class Engines(engines_pb2_grpc.EnginesServicer):
     def __init__(self) -> None:
         self.engines: dict[str, Any] = {}
+        self.aliases: dict[str, Any] = {}
 
     async def GetEngine(self, request: Any, context: Any) -> Any:
         if request.name not in self.engines:
@@ -160,6 +161,33 @@ class Engines(engines_pb2_grpc.EnginesServicer):
             if all(not value or value == getattr(engine, field) for field, value in wanted)
         ]
         return engines_pb2.ListEnginesResponse(engines=found)
+
+    async def PinEngine(self, request: Any, context: Any) -> Any:
+        engine = await self.GetEngine(request, context)
+        engine.pinned = request.pinned
+        return engine
+
+    async def SetAlias(self, request: Any, context: Any) -> Any:
+        for engine in self.engines.values():
+            alias = request.alias.name.rsplit("/", 1)[-1]
+            engine.aliases[:] = [
+                *set(engine.aliases) - {alias},
+                *([alias] if engine.name == request.alias.engine else []),
+            ]
+        self.aliases[request.alias.name] = request.alias
+        return request.alias
+
+    async def GetAlias(self, request: Any, context: Any) -> Any:
+        if request.name not in self.aliases:
+            await fail(context, NotFoundError(f"there is no {request.name}"))
+        return self.aliases[request.name]
+
+    async def ListAliases(self, request: Any, context: Any) -> Any:
+        return engines_pb2.ListAliasesResponse(aliases=list(self.aliases.values()))
+
+    async def DeleteAlias(self, request: Any, context: Any) -> Any:
+        del self.aliases[request.name]
+        return empty_pb2.Empty()
 
 
 class Optimizer(optimizer_pb2_grpc.OptimizerServicer, operations_pb2_grpc.OperationsServicer):
