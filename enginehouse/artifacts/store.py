@@ -87,6 +87,11 @@ class BlobStore:
         parse_digest(digest)
         self._uses.touch(digest)
 
+    def claim(self, digest: str) -> bool:
+        """Whether the blob is complete, for somebody who is about to name it: `collect()` leaves it for now."""
+        self.touch(digest)
+        return self.has(digest)
+
     def last_use(self, digest: str) -> int:
         """When this process last wrote or asked for a blob, in Unix nanoseconds; 0 when it did not."""
         return self._uses.last(digest)

@@ -115,9 +115,7 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
 
 
 def _find(store: BlobStore, digest: str) -> pb.FindBlobResponse:
-    # Who asks is about to use it: garbage collection must not take it between here and its name.
-    store.touch(digest)
-    complete = store.has(digest)
+    complete = store.claim(digest)
     return pb.FindBlobResponse(complete=complete, committed_bytes=store.committed_bytes(digest))
 
 

@@ -121,7 +121,7 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
     async def _blob(self, project: str, digest: str) -> Path:
         parse_digest(digest)
         store = self._blobs.of(project)
-        if not store.has(digest):
+        if not await in_thread(store.claim, digest):
             raise FailedPreconditionError(
                 f"the blob {digest} is not complete in this project: upload it with WriteBlob first",
                 details={"digest": digest},

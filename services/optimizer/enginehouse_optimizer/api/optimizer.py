@@ -79,7 +79,7 @@ class OptimizerService(optimizer_pb2_grpc.OptimizerServicer):
     async def _start(self, project: str, request: pb.OptimizeRequest) -> operations_pb2.Operation:
         inputs = resolve(project, request, self._models.get, self._datasets.get, allow_unsafe=self._allow_unsafe)
         table = inputs.calibration.table if inputs.calibration else ""
-        if table and not self._blobs.of(project).has(table):
+        if table and not await in_thread(self._blobs.of(project).claim, table):
             raise FailedPreconditionError(
                 f"calibration.table {table} is not complete in this project: upload it with WriteBlob first",
                 details={"digest": table},
