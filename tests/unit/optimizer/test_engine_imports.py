@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from enginehouse_optimizer.api.engines import EnginesService
 from enginehouse_optimizer.notifier import Notifier
+from enginehouse_optimizer.pipeline.publish import engine_message
 from enginehouse_optimizer.storage.aliases import AliasStore
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.database import Database
@@ -82,6 +83,7 @@ async def test_an_engine_is_published_as_it_was(world: World) -> None:
     assert await world.take(digest) == engine and await world.names() == [engine.name], "again changes nothing"
     other = await world.take(digest, "other")
     assert other.model == f"{PARENT}/models/other" and len(await world.names()) == 2
+    assert engine_message(other.name, manifest, digest) == other, "what a check or a recovery makes of the manifest"
     again = dataclasses.replace(manifest, create_time="2027-01-01T00:00:00Z")
     assert (await world.take(world.upload(again))).manifest_digest == digest, "the first one stays"
 

@@ -35,19 +35,17 @@ def imported_engine(store: BlobStore, project: str, manifest_digest: str, model_
         DataLossError: the manifest does not fit its files.
     """
     manifest = _manifest(store, manifest_digest)
-    model = f"projects/{project}/models/{check_id(model_id or parse(manifest.model, 'models').id, 'model_id')}"
-    engine_id = f"{model.rsplit('/', 1)[-1]}-{manifest.backend}-{manifest.precision.lower()}-{manifest.key[7:19]}"
+    model = check_id(model_id or parse(manifest.model, "models").id, "model_id")
+    engine_id = f"{model}-{manifest.backend}-{manifest.precision.lower()}-{manifest.key[7:19]}"
     name = str(parse(f"projects/{project}/engines/{engine_id}", "engines"))
     for digest, size in manifest_blobs(manifest).items():
         _check_blob(store, digest, size)
     check_key(manifest)
     _check_payload(store, manifest)
     try:
-        engine = engine_message(name, manifest, manifest_digest)
+        return engine_message(name, manifest, manifest_digest)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidArgumentError(f"not an engine manifest: {error}") from error
-    engine.model = model
-    return engine
 
 
 def _manifest(store: BlobStore, digest: str) -> EngineManifest:

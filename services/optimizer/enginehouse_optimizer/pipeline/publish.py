@@ -77,7 +77,7 @@ def engine_message(name: str, manifest: EngineManifest, manifest_digest: str) ->
     message = pb.Engine(
         name=name,
         key=manifest.key,
-        model=manifest.model,
+        model=_model(name, manifest),
         model_digest=manifest.model_digest,
         calibration_digest=manifest.calibration_digest,
         precision=pb.Precision.Value(f"PRECISION_{manifest.precision}"),
@@ -99,6 +99,15 @@ def engine_message(name: str, manifest: EngineManifest, manifest_digest: str) ->
     )
     message.create_time.FromJsonString(manifest.create_time)
     return message
+
+
+def _model(name: str, manifest: EngineManifest) -> str:
+    """The model that an engine of that name is of: not the manifest's, when it was imported under another one."""
+    owner, _, engine_id = name.rpartition("/engines/")
+    suffix = f"-{manifest.backend}-{manifest.precision.lower()}-{manifest.key.partition(':')[2][:12]}"
+    if not owner or not engine_id.endswith(suffix):
+        return manifest.model
+    return f"{owner}/models/{engine_id.removesuffix(suffix)}"
 
 
 def _verification(measured: Mapping[str, Any]) -> pb.Verification:
