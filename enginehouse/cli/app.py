@@ -10,6 +10,7 @@ import typer
 from enginehouse.cli import context
 from enginehouse.cli.commands import (
     bench,
+    calibration,
     datasets,
     engines,
     infer,
@@ -60,6 +61,7 @@ def main(
 stack.add_to(app)
 app.add_typer(models.app, name="models")
 app.add_typer(datasets.app, name="datasets")
+app.add_typer(calibration.app, name="calibration")
 optimize.add_to(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(engines.app, name="engines")

@@ -8,6 +8,7 @@ from typing import Any
 
 from enginehouse.client.addresses import INFERENCE, OPTIMIZER, TELEMETRY, Addresses
 from enginehouse.client.blobs import AsyncBlobs
+from enginehouse.client.calibrations import AsyncCalibrations
 from enginehouse.client.connection import TLS, Endpoint
 from enginehouse.client.datasets import AsyncDatasets
 from enginehouse.client.engines import AsyncEngines
@@ -71,6 +72,7 @@ class AsyncClient:
         self.models = AsyncModels(self._optimizer, blobs, parent)
         self.datasets = AsyncDatasets(self._optimizer, blobs, parent)
         self.engines = AsyncEngines(self._optimizer, blobs, parent)
+        self.calibrations = AsyncCalibrations(blobs, self.engines.get)
         self.jobs = AsyncJobs(self._optimizer, parent)
         self.store = AsyncStore(self._optimizer, parent)
         self.serving = AsyncServing(self._optimizer, self._infer, parent)

@@ -8,6 +8,7 @@ from typing import Any
 
 from enginehouse.client.addresses import INFERENCE, OPTIMIZER, TELEMETRY, Addresses
 from enginehouse.client.aio import AsyncClient
+from enginehouse.client.calibrations import Calibrations
 from enginehouse.client.connection import TLS
 from enginehouse.client.inference import Inputs
 from enginehouse.client.portal import Portal
@@ -72,6 +73,7 @@ class Client:
         self.models = Models(portal, inner.models)
         self.datasets = Datasets(portal, inner.datasets)
         self.engines = Engines(portal, inner.engines)
+        self.calibrations = Calibrations(portal, inner.calibrations)
         self.jobs = Jobs(portal, inner.jobs)
         self.store = Store(portal, inner.store)
         self.serving = Serving(portal, inner.serving)

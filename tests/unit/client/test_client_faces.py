@@ -16,7 +16,7 @@ from client_servers import Servers
 
 import enginehouse
 from enginehouse import AsyncClient, AsyncJob, Client, Job, Target
-from enginehouse.client import aio, store, sync_resources
+from enginehouse.client import aio, calibrations, store, sync_resources
 from enginehouse.client.addresses import from_environment
 from enginehouse.client.connection import TLS
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
@@ -32,6 +32,7 @@ PAIRS = [
     (aio.AsyncServing, sync_resources.Serving),
     (aio.AsyncTelemetry, sync_resources.Telemetry),
     (store.AsyncStore, store.Store),
+    (calibrations.AsyncCalibrations, calibrations.Calibrations),
 ]
 # `load`, `unload` and `start` of these are the clients' own methods.
 INTERNAL = {AsyncClient: {"suspend"}, aio.AsyncServing: {"load", "unload"}, aio.AsyncJobs: {"start"}}
