@@ -314,6 +314,9 @@ def test_operations_are_listed_filtered_and_awaited(optimizer: OptimizerProcess)
     assert hanging.name in names("done=false") and finished.name not in names("done=false")
     assert finished.name in names("state=SUCCEEDED") and hanging.name not in names("state=SUCCEEDED")
     assert names("")[:2] == [hanging.name, finished.name]
+    created = optimizer.metadata(hanging.name).create_time.ToJsonString()
+    assert names(f'create_time>="{created}"') == [hanging.name]
+    assert hanging.name not in names(f"create_time<{created}") and finished.name in names(f"create_time<{created}")
     paged: list[str] = []
     request = operations_pb2.ListOperationsRequest(name=f"{PARENT}/operations", page_size=3)
     while True:
@@ -323,7 +326,7 @@ def test_operations_are_listed_filtered_and_awaited(optimizer: OptimizerProcess)
         if not request.page_token:
             break
     assert paged == names("")
-    for wrong in ("colour=red", "done=maybe", "state=NOPE", "done"):
+    for wrong in ("colour=red", "done=maybe", "state=NOPE", "done", "create_time>noon", "state>1", "create_time=1"):
         assert isinstance(
             error_of(
                 optimizer.operations.ListOperations,
@@ -404,6 +407,23 @@ def _some(server: OptimizerProcess, name: str) -> list[pb.OperationEvent]:
     except grpc.RpcError:
         pass
     return events
+
+
+def test_waiting_jobs_start_by_priority_also_after_a_restart(start: Start, tmp_path: Path) -> None:
+    server = start(ENGINEHOUSE_MAX_RUNNING_JOBS="1")
+    gate = tmp_path / "gate"
+    running = server.optimize(server.model(freeze="gate", gate=str(gate)), priority=100)
+    server.await_stage(running.name, "freeze")
+    low, middle, high = (server.optimize(server.model(), priority=priority) for priority in (-1, 0, 50))
+    server.stop(signal.SIGKILL)
+    gate.touch()
+    server.start()
+    for operation in (running, low, middle, high):
+        assert server.result(operation)
+    begun = [server.metadata(job.name).start_time.ToNanoseconds() for job in (running, high, middle, low)]
+    assert begun == sorted(begun)
+    wrong = error_of(server.optimize, server.model(), priority=101)
+    assert isinstance(wrong, InvalidArgumentError) and "-100 to 100" in wrong.message
 
 
 def test_a_cancelled_job_stays_cancelled_over_a_crash(start: Start) -> None:

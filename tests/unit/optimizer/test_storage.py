@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 
 import pytest
 from enginehouse_optimizer.lock import DataDirLock
+from enginehouse_optimizer.pipeline.reporter import JobReporter
 from enginehouse_optimizer.storage import database as database_module
 from enginehouse_optimizer.storage.database import MIGRATIONS, Database
 from enginehouse_optimizer.storage.engines import EngineIndex
@@ -14,11 +16,19 @@ from enginehouse_optimizer.storage.jobs import Jobs
 from enginehouse_optimizer.storage.paging import Page
 from enginehouse_optimizer.storage.resources import Resources
 from enginehouse_optimizer.storage.serving import ServingStore
+from enginehouse_optimizer.storage.stage_results import StageResult, StageResults
 from google.rpc import status_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse.errors import AbortedError, AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+from enginehouse.artifacts import Tree, TreeEntry, digest_bytes
+from enginehouse.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+)
 from enginehouse.names import ResourceName
 from enginehouse.v1 import engines_pb2, models_pb2, serving_pb2
 from enginehouse.v1 import optimizer_pb2 as pb
@@ -219,3 +229,71 @@ def test_events_tell_all_in_order_and_end_with_the_operation(steps: list[tuple[o
     jobs.delete(jobs.by_number(job.number))
     assert database.rows("SELECT * FROM events") == [] and database.rows("SELECT * FROM job_stages") == []
     database.close()
+
+
+def _stored_job(jobs: Jobs, state: int | None, blob: str = "") -> int:
+    request = pb.OptimizeRequest(model="projects/p/models/m", priority=3)
+    job = jobs.create(
+        "p", f"j{len(jobs.live())}-{state}-{blob[-3:]}", request, json.dumps({"m": {"blob": blob}}), ["freeze"]
+    )
+    if state is not None:
+        jobs.start(job.number)
+        jobs.update_stage(
+            job.number, "freeze", pb.STAGE_STATE_SUCCEEDED, log_digest=f"sha256:log{job.number}", seconds=2.5
+        )
+        jobs.finish(job.number, state, response=None, error=None)
+    return job.number
+
+
+def test_old_jobs_expire_and_live_ones_name_their_blobs(database: Database) -> None:
+    told: list[int] = []
+    jobs = Jobs(database, told.append)
+    ended = _stored_job(jobs, pb.JOB_STATE_FAILED, "sha256:aaa")
+    live = _stored_job(jobs, None, "sha256:bbb")
+    assert jobs.by_number(live).priority == 3
+    (stage,) = jobs.stages(ended)
+    assert stage.seconds == 2.5 and not stage.HasField("peak_memory_bytes")
+    assert set(jobs.blobs()) == {("p", "sha256:bbb"), ("p", f"sha256:log{ended}")}
+    assert jobs.expire(jobs.by_number(ended).end_ns or 0) == 0
+    told.clear()
+    assert jobs.expire(1 << 62) == 1 and told == [ended], "whoever watches it is told"
+    assert [job.number for job in jobs.live()] == [live] and database.rows("SELECT * FROM events WHERE job=1") == []
+    assert set(jobs.blobs()) == {("p", "sha256:bbb")}
+
+
+def test_results_that_a_live_job_may_have_taken_are_in_use(database: Database) -> None:
+    results, jobs = StageResults(database), Jobs(database)
+    tree = Tree((TreeEntry("a", digest_bytes(b"a"), 1),))
+    for key in ("old", "taken"):
+        results.put("p", key, StageResult(tree, {"seconds": 1, "peak_memory_bytes": "much"}, "sha256:log"))
+    assert results.unused_since(0) == []
+    number = _stored_job(jobs, None)
+    results.touch("p", "taken")
+    assert results.unused_since(1 << 62) == [("p", "old")]
+    jobs.finish(number, pb.JOB_STATE_FAILED, response=None, error=None)
+    assert sorted(results.unused_since(1 << 62)) == [("p", "old"), ("p", "taken")]
+    assert list(results.trees()) == [("p", tree, "sha256:log")] * 2
+    found = results.get("p", "old")
+    assert found is not None and found.seconds == 1.0 and found.peak_memory_bytes is None
+
+
+def test_a_full_disk_is_told_as_such_and_costs_nothing_else(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    jobs = Jobs(database)
+    number = _stored_job(jobs, None)
+    pages = database.row("PRAGMA page_count")
+    assert pages is not None
+    database.row(f"PRAGMA max_page_count={pages[0]}")
+    with pytest.raises(ResourceExhaustedError, match="free space"):
+        while True:
+            _stored_job(jobs, None, "sha256:" + "f" * 5000)
+    reporter = JobReporter(jobs, number)
+    stage = reporter.stage("freeze")
+    for _ in range(200):
+        stage.waiting("x" * 2000)  # more than the disk takes; not the stage's concern
+    stage.failed(ResourceExhaustedError("the disk is full " * 100))
+    with pytest.raises(ResourceExhaustedError):
+        reporter.flush()
+    database.row("PRAGMA max_page_count=100000")
+    reporter.flush()
+    assert jobs.stages(number)[0].state == pb.STAGE_STATE_FAILED, "what was not written is written when there is space"
