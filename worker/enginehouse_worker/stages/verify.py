@@ -54,7 +54,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     verification = _summary(comparisons, references, scores, dataset)
     verification["data"] = dataset.describe()
     write_json(ctx.output / FILE, verification)
-    _refuse_if_inaccurate(verification, params, str(engine.get("precision")))
+    refuse_if_inaccurate(verification, params, str(engine.get("precision")))
     return {"verification": verification}
 
 
@@ -143,7 +143,7 @@ def _summary(
     return found
 
 
-def _refuse_if_inaccurate(verification: dict[str, Any], params: Params, precision: str) -> None:
+def refuse_if_inaccurate(verification: dict[str, Any], params: Params, precision: str) -> None:
     """Raise FAILED_PRECONDITION, with the numbers, for an engine below the wanted accuracy.
 
     Labels decide where there are labels, the SQNR elsewhere.
