@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enginehouse.client.values.convert import enum_value
 from enginehouse.client.values.engines import BatchProfile, precision_value
-from enginehouse.client.values.models import Dataset
 from enginehouse.errors import InvalidArgumentError
 from enginehouse.names import parse_project
 from enginehouse.v1 import optimizer_pb2 as pb
+
+if TYPE_CHECKING:
+    from enginehouse.client.values import Dataset
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def option_text(value: object) -> str:
 
 def dataset_name(dataset: Dataset | str, parent: str) -> str:
     """The full name of a dataset given as a value, a name or an id."""
-    if isinstance(dataset, Dataset):
+    if not isinstance(dataset, str):
         return dataset.name
     parse_project(parent)
     return dataset if "/" in dataset else f"{parent}/datasets/{dataset}"
