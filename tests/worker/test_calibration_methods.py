@@ -151,6 +151,20 @@ def test_entropy_keeps_a_distribution_far_from_zero() -> None:
     assert choose_range(histogram_of(values), "entropy", 0).amax > np.quantile(values, 0.98)
 
 
+def test_the_bound_on_clipping_is_what_keeps_values_away_from_zero() -> None:
+    """What a global average pooling makes: few values, none near zero."""
+    values = np.random.default_rng(0).gamma(8.0, 0.05, 2048 * 32).astype(np.float32)
+    histogram = histogram_of(values)
+
+    def sqnr(amax: float) -> float:
+        scale = amax / 127
+        noise = values - np.clip(np.rint(values / scale), -127, 127) * scale
+        return float(10 * np.log10((values**2).sum() / (noise**2).sum()))
+
+    assert sqnr(entropy_threshold(histogram.magnitudes(), 128, most_clipped=1.0) * histogram.width) < 5
+    assert sqnr(choose_range(histogram, "entropy", 0).amax) > 40
+
+
 def test_entropy_clips_outliers_but_keeps_a_uniform_distribution() -> None:
     random = np.random.default_rng(1)
     outliers = random.standard_normal(200_000).astype(np.float32)
