@@ -153,7 +153,7 @@ def test_entropy_keeps_a_distribution_far_from_zero() -> None:
 
 def test_the_bound_on_clipping_is_what_keeps_values_away_from_zero() -> None:
     """What a global average pooling makes: few values, none near zero."""
-    values = np.random.default_rng(0).gamma(8.0, 0.05, 2048 * 32).astype(np.float32)
+    values = np.random.default_rng(0).gamma(16.0, 0.05, 2048 * 32).astype(np.float32)
     histogram = histogram_of(values)
 
     def sqnr(amax: float) -> float:
@@ -161,7 +161,7 @@ def test_the_bound_on_clipping_is_what_keeps_values_away_from_zero() -> None:
         noise = values - np.clip(np.rint(values / scale), -127, 127) * scale
         return float(10 * np.log10((values**2).sum() / (noise**2).sum()))
 
-    assert sqnr(entropy_threshold(histogram.magnitudes(), 128, most_clipped=1.0) * histogram.width) < 5
+    assert sqnr(entropy_threshold(histogram.magnitudes(), 128, most_clipped=1.0) * histogram.width) < 10
     assert sqnr(choose_range(histogram, "entropy", 0).amax) > 40
 
 
