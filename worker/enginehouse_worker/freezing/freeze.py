@@ -43,7 +43,7 @@ def freeze(model: Any) -> Frozen:
     graph = _with_readable_names(graph, dict(zip(placeholders, input_names, strict=True)), output_names, layers)
     check_inference(graph, output_names, variables_allowed=False)
     batched = all(spec.shape and spec.shape[0] == -1 for spec in (*input_specs, *output_specs))
-    return Frozen(graph, Signature(input_specs, output_specs, batched))
+    return Frozen(graph, Signature(input_specs, output_specs, batched), int(model.count_params()))
 
 
 def _with_free_batch(shapes: Sequence[tuple[int | None, ...]]) -> list[tuple[int | None, ...]]:

@@ -11,7 +11,7 @@ from enginehouse_worker.backends.base import Signature
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.freezing.batch import with_free_batch
 from enginehouse_worker.freezing.carving import End, carve, interface_names
-from enginehouse_worker.freezing.constants import check_finite_constants
+from enginehouse_worker.freezing.constants import check_finite_constants, count_parameters
 from enginehouse_worker.freezing.graph_def import check_structure, end, folded, imported, spec
 from enginehouse_worker.freezing.operations import check_inference, check_known, near, node_of, reachable
 
@@ -26,11 +26,13 @@ _SHOWN = 8
 class Frozen:
     """`graph` is a GraphDef in which tensor `name:0` is the signature's input or output `name`.
 
-    `unused` inputs were declared and nothing needs them: they are not in the graph.
+    `parameters` counts the model's weights before anything is folded. `unused` inputs were declared and nothing needs
+    them: they are not in the graph.
     """
 
     graph: Any
     signature: Signature
+    parameters: int
     unused: tuple[str, ...] = ()
 
 
@@ -127,13 +129,14 @@ def finish(graph: Any, inputs: Sequence[End], outputs: Sequence[End], file_name:
     if not used:
         raise WorkerError("INVALID_ARGUMENT", "the outputs need no input: name other outputs, or inputs before them")
     check_finite_constants(graph, file_name)
+    parameters = count_parameters(graph)
     graph = folded(graph, used, outputs)
     freed, used = with_free_batch(graph, used, outputs)
     symbolic = imported(freed)
     specs_in = tuple(spec(symbolic, item.name) for item in used)
     specs_out = tuple(spec(symbolic, item.name) for item in outputs)
     batched = all(item.shape and item.shape[0] == -1 for item in (*specs_in, *specs_out))
-    return Frozen(freed, Signature(specs_in, specs_out, batched), unused)
+    return Frozen(freed, Signature(specs_in, specs_out, batched), parameters, unused)
 
 
 def _saved_model(path: Path) -> WorkerError:

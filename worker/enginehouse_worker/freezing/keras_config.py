@@ -19,6 +19,7 @@ _CODE = {
     "JaxLayer": "wraps a JAX function",
     "FlaxLayer": "wraps a Flax module",
 }
+_LAMBDA = {"code", "defaults", "closure"}
 # Where Keras's own model-building classes and functions live. Others (keras.utils, keras.saving) do things.
 _MODULES = (
     "layers", "models", "ops", "initializers", "regularizers", "constraints", "activations", "dtype_policies",
@@ -59,13 +60,17 @@ def _hazards(value: Any, path: tuple[str, ...]) -> Iterator[Hazard]:
     if not isinstance(value, dict):
         return
     kind = value.get("class_name")
+    if kind is None and value.keys() >= _LAMBDA:
+        # What Keras makes of a lambda that is an activation.
+        kind = "__lambda__"
     if isinstance(kind, str):
         name = _name(value)
         here = (*path, f"{name!r}") if name else path
         where = " in ".join(reversed(here)) or "the model"
         if kind in _CODE:
             yield Hazard(where, _CODE[kind], carries_code=True)
-        elif (custom := _custom(value, kind)) is not None:
+            return
+        if (custom := _custom(value, kind)) is not None:
             yield Hazard(where, custom, carries_code=False)
         path = here
     for key, item in value.items():

@@ -37,8 +37,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         raise WorkerError("INVALID_ARGUMENT", "freeze: the input `weights` is for the zoo; a model has its own")
     path = formats.uploaded_file(directory)
     format_ = params.text("format", "", formats.FORMATS) if "format" in params else formats.format_of(path)
-    formats.check_content(path, format_)
-    return run_guarded(lambda: _freeze_file(ctx, params, path, format_), path.name)
+    return run_guarded(lambda: freeze_file(ctx, params, path, format_), path.name)
 
 
 def _freeze_zoo(ctx: StageContext, params: Params) -> dict[str, Any]:
@@ -64,12 +63,18 @@ def _freeze_zoo(ctx: StageContext, params: Params) -> dict[str, Any]:
             "published_parameters": entry.parameters,
             "weights": {"file": weights.name} if weights else {"seed": seed},
         }
-        return {"zoo": made, **_write(ctx, freeze(model), "zoo", int(model.count_params()))}
+        return {"zoo": made, **_write(ctx, freeze(model), "zoo")}
 
     return run_guarded(make, weights.name if weights else entry.name)
 
 
-def _freeze_file(ctx: StageContext, params: Params, path: Path, format_: str) -> dict[str, Any]:
+def freeze_file(ctx: StageContext, params: Params, path: Path, format_: str) -> dict[str, Any]:
+    """Freeze an uploaded file in this process; returns facts.
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT when the file is not what its format says, is damaged, or cannot be frozen.
+    """
+    formats.check_content(path, format_)
     options = params.nested("import", ("inputs", "outputs", "signature"))
     for name, only in (
         ("inputs", formats.FROZEN_GRAPH),
@@ -85,12 +90,12 @@ def _freeze_file(ctx: StageContext, params: Params, path: Path, format_: str) ->
 
         model = load_keras_file(path, format_, allow_unsafe=params.boolean("allow_unsafe", False))
         ctx.progress(0.6, "freezing")
-        return _write(ctx, freeze(model), format_, int(model.count_params()))
+        return _write(ctx, freeze(model), format_)
     if format_ == formats.FROZEN_GRAPH:
         from enginehouse_worker.freezing.frozen_graph import freeze_graph_file
 
         frozen = freeze_graph_file(path, options.strings("inputs"), options.strings("outputs"))
-        return _write(ctx, frozen, format_, None)
+        return _write(ctx, frozen, format_)
     from enginehouse_worker.freezing.saved_model import DEFAULT_SIGNATURE, find_saved_model, freeze_saved_model
 
     unpacked = ctx.output / ".unpacked"
@@ -100,19 +105,16 @@ def _freeze_file(ctx: StageContext, params: Params, path: Path, format_: str) ->
         frozen = freeze_saved_model(find_saved_model(unpacked), signature, path.name)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
-    return {"signature": signature, **_write(ctx, frozen, format_, None)}
+    return {"signature": signature, **_write(ctx, frozen, format_)}
 
 
-def _write(ctx: StageContext, frozen: Frozen, format_: str, parameters: int | None) -> dict[str, Any]:
-    """Write what the stage makes; returns facts. Without Keras's count, `parameters` counts the graph's constants."""
-    from enginehouse_worker.freezing.constants import count_parameters
-
+def _write(ctx: StageContext, frozen: Frozen, format_: str) -> dict[str, Any]:
     ctx.progress(0.8, "writing the frozen graph")
     write_whole(ctx.output / "frozen.pb", frozen.graph.SerializeToString(deterministic=True))
     write_json(ctx.output / "signature.json", frozen.signature.to_json())
     return {
         "format": format_,
-        "parameters": count_parameters(frozen.graph) if parameters is None else parameters,
+        "parameters": frozen.parameters,
         "nodes": len(frozen.graph.node),
         "inputs": [spec.name for spec in frozen.signature.inputs],
         "outputs": [spec.name for spec in frozen.signature.outputs],
