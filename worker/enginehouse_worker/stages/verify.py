@@ -32,7 +32,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     engine = read_json(directory / "engine.json")
     backend = registry.get(str(engine.get("backend")))
     references = _read_reference(ctx.input("reference"))
-    loaded = backend.load(directory, device="cpu", options={})
+    loaded = backend.load(directory, device=_device(engine), options={})
     signature = loaded.signature
     dataset = open_dataset(
         ctx.inputs.get("dataset"),

@@ -22,7 +22,7 @@ from enginehouse_worker.graphs.signature_file import read_signature
 
 PAYLOAD = "model.plan"
 LAYERS = "layers.json"
-PRECISIONS = ("FP32", "TF32", "FP16", "BF16", "INT8", "FP8")
+PRECISIONS = ("FP32", "TF32", "FP16", "BF16", "INT8")
 # Builder flags of each precision where the network is weakly typed. INT8 by Q/DQ, the rest FP16.
 _FLAGS: Mapping[str, tuple[str, ...]] = {
     "FP32": (),
@@ -30,7 +30,6 @@ _FLAGS: Mapping[str, tuple[str, ...]] = {
     "FP16": ("TF32", "FP16"),
     "BF16": ("TF32", "BF16"),
     "INT8": ("TF32", "FP16", "INT8"),
-    "FP8": ("TF32", "FP16", "FP8"),
 }
 
 
@@ -128,7 +127,7 @@ def set_precision(library: Library, config: Any, network: Any, precision: str) -
         raise WorkerError("FAILED_PRECONDITION", f"backend 'tensorrt' has {', '.join(PRECISIONS)}, not {precision}")
     quantize = library.flag("LayerType", "QUANTIZE")
     quantized = any(network.get_layer(index).type == quantize for index in range(network.num_layers))
-    if quantized != (precision in ("INT8", "FP8")):
+    if quantized != (precision == "INT8"):
         found, wanted = ("has", "an FP32 model") if quantized else ("has no", "the quantize stage's model")
         raise WorkerError("INVALID_ARGUMENT", f"the model {found} Q/DQ nodes; {precision} is built from {wanted}")
     if not library.weakly_typed:

@@ -15,7 +15,7 @@ from enginehouse_worker.errors import WorkerError
 # In the order of preference: the full TensorRT first.
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings")
 # What a version lacks and which has it, for errors (decision 4: named, never faked).
-SINCE = {"BF16": "9.0", "FP8": "9.0", "strongly typed networks": "9.0", "weight stripping": "10.0"}
+SINCE = {"BF16": "9.0", "weight stripping": "10.0"}
 
 
 class Messages:
