@@ -19,7 +19,6 @@ _CODE = {
     "JaxLayer": "wraps a JAX function",
     "FlaxLayer": "wraps a Flax module",
 }
-_LAMBDA = {"code", "defaults", "closure"}
 # Where Keras's own model-building classes and functions live. Others (keras.utils, keras.saving) do things.
 _MODULES = (
     "layers", "models", "ops", "initializers", "regularizers", "constraints", "activations", "dtype_policies",
@@ -60,8 +59,7 @@ def _hazards(value: Any, path: tuple[str, ...]) -> Iterator[Hazard]:
     if not isinstance(value, dict):
         return
     kind = value.get("class_name")
-    if kind is None and value.keys() >= _LAMBDA:
-        # What Keras makes of a lambda that is an activation.
+    if kind is None and _is_bare_lambda(value):
         kind = "__lambda__"
     if isinstance(kind, str):
         name = _name(value)
@@ -77,6 +75,12 @@ def _hazards(value: Any, path: tuple[str, ...]) -> Iterator[Hazard]:
         # How a model was trained is not loaded.
         if key != "compile_config":
             yield from _hazards(item, path)
+
+
+def _is_bare_lambda(value: dict[str, Any]) -> bool:
+    """Whether an object is what Keras makes of a lambda that is an activation: code, defaults and closure alone."""
+    parts = value.get("value")
+    return value.keys() == {"value"} and isinstance(parts, list) and len(parts) == 3 and isinstance(parts[0], str)
 
 
 def _name(value: dict[str, Any]) -> str | None:
