@@ -58,6 +58,11 @@ def run(ctx: StageContext) -> dict[str, Any]:
     return {"verification": verification}
 
 
+def _device(engine: dict[str, Any]) -> str:
+    """The first device of the kind that an engine was built for."""
+    return "cuda:0" if engine.get("device", {}).get("kind") == "gpu" else "cpu"
+
+
 def _read_reference(directory: Path) -> dict[str, Array]:
     path = directory / _REFERENCE
     if not path.is_file():
