@@ -42,7 +42,7 @@ def test_an_engines_table_goes_to_tensorrt_and_comes_back(enginehouse: Any, serv
     done = enginehouse("calibration", "import", "t.cache")
     digest = done.out.strip()
     assert done.status == 0 and digest.startswith("sha256:") and digest in done.err
-    uploaded = read_table(servers.blobs.complete[digest])
+    uploaded = read_table(servers.blobs.whole[digest])
     assert uploaded.tensors["input"].rmin == -127.0 and uploaded.data["kind"] == "tensorrt_cache"
 
     compared = enginehouse("calibration", "diff", engine, "t.cache")
