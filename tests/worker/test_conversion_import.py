@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from enginehouse_worker.backends.onnxruntime.session import create_session
 from enginehouse_worker.conversion.onnx_import import Imported, import_onnx
 from enginehouse_worker.errors import WorkerError
 from networks import Network, residual_classifier
@@ -372,3 +373,16 @@ def test_the_stage_says_what_to_upload(tmp_path: Path) -> None:
     error = run("import", tmp_path / "out", {"model": tmp_path / "model"}).error
     assert error["code"] == "INVALID_ARGUMENT"
     assert ".onnx" in error["message"]
+
+
+def test_a_padding_with_zeros_before_a_pooling_stays_one_in_onnx_runtime(tmp_path: Path) -> None:
+    net = Network((2, 4, 4))
+    padded = net.node("Pad", ["input", net.constant([0, 0, 1, 1, 0, 0, 1, 1], np.int64)])
+    pooled = net.node("MaxPool", [padded], kernel_shape=[3, 3], strides=[2, 2])
+    found = imported(net.model({pooled: ["batch", 2, 2, 2]}), tmp_path)
+    negative = -1 - np.random.default_rng(0).random((1, 2, 4, 4), np.float32)
+    session = create_session(found.graph.to_model().SerializeToString())
+    # Each window but the last one has some of the padding.
+    windows = session.run(None, {"input": negative})[0]
+    np.testing.assert_array_equal(windows[:, :, 0, :], 0)
+    np.testing.assert_array_equal(windows[:, :, 1, 1], negative[:, :, 1:4, 1:4].max((2, 3)))
