@@ -8,13 +8,15 @@ must come before the framework is imported: its threads do not survive one.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import pickle
 import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from enginehouse_worker.errors import WorkerError
@@ -54,6 +56,10 @@ def run_guarded(function: Callable[[], dict[str, Any]], what: str) -> dict[str, 
             "framework has a defect that it meets. The log has the framework's last words; expected a file that it "
             "loads",
         )
+    if number == signal.SIGXCPU:
+        raise WorkerError(
+            "INVALID_ARGUMENT", f"{what} keeps its parser busy without end: it is damaged, or was made to do harm"
+        )
     if number is not None:
         # Somebody's wish (an out-of-memory kill): end in the same way, for the caller to see.
         signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
@@ -63,7 +69,26 @@ def run_guarded(function: Callable[[], dict[str, Any]], what: str) -> dict[str, 
     return _outcome(pickle.loads(data))
 
 
+@contextmanager
+def cpu_limit(seconds: int) -> Iterator[None]:
+    """End this process by SIGXCPU when what is in the context takes more seconds of processor time.
+
+    For parsers that a damaged file sends into an endless loop, which nothing in this process can interrupt.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = math.ceil(used.ru_utime + used.ru_stime) + seconds
+    if soft == resource.RLIM_INFINITY or limit < soft:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
 def _run_child(function: Callable[[], dict[str, Any]], writing: int, parent: int) -> NoReturn:
+    # A hostile file's crash should not leave a core as large as the framework.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # The child must not outlive its parent, which SIGTERM ends at once.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -120,11 +120,10 @@ def _zip_text(path: Path) -> bytes:
         return archive.read("config.json")
 
 
-def _hdf5_text(path: Path) -> Any:
-    import h5py
+def _hdf5_text(path: Path) -> str | bytes:
+    from enginehouse_worker.freezing.hdf5_file import probe
 
-    with h5py.File(path, "r") as file:
-        text = file.attrs.get("model_config")
+    text = probe(path).configuration
     if text is None:
         raise WorkerError(
             "INVALID_ARGUMENT", f"{path.name} holds weights without a model; save the whole model with model.save()"

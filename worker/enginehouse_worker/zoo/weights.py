@@ -51,8 +51,6 @@ def _ending(path: Path) -> str:
             "INVALID_ARGUMENT",
             f"{path.name} ({size} bytes) is no weights file; expected Keras's .weights.h5, .h5 or .keras",
         )
-    import h5py
+    from enginehouse_worker.freezing.hdf5_file import probe
 
-    with h5py.File(path, "r") as file:
-        legacy = "layer_names" in file.attrs or "layer_names0" in file.attrs or "model_weights" in file
-    return ".h5" if legacy else ".weights.h5"
+    return ".h5" if probe(path).legacy else ".weights.h5"
