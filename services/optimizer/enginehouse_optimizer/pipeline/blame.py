@@ -45,7 +45,7 @@ async def with_layers(
         found = await in_thread(read_json_file, store, results[stage.name].tree, "sensitivity.json")
         layers = found["layers"][:WORST_LAYERS]
         said = ", ".join(f"{layer['name']} ({_effect(layer)})" for layer in layers)
-    except (EnginehouseError, KeyError, TypeError) as failure:
+    except (EnginehouseError, OSError, LookupError, TypeError, ValueError, AttributeError) as failure:
         _log.warning("the layers to blame were not found", stage=stage.name, error=str(failure))
         return error
     if not said:

@@ -137,11 +137,13 @@ class JobManager:
             del self._queue[number]
             task = asyncio.ensure_future(self._run(number))
             self._running[number] = task
-            task.add_done_callback(lambda _, number=number: self._ended(number))  # type: ignore[misc]
+            task.add_done_callback(partial(self._ended, number))
 
-    def _ended(self, number: int) -> None:
+    def _ended(self, number: int, task: asyncio.Task[None]) -> None:
         self._running.pop(number, None)
         self._reporters.pop(number, None)
+        if task.cancelled() and number in self._cancelling and not self._stopping:
+            self._finish_cancelled(number)  # it never began, so that it could not say so itself
         self._cancelling.discard(number)
         self._dispatch()
 
@@ -173,6 +175,7 @@ class JobManager:
         inputs = Inputs.from_json(job.inputs)
         # Planned anew: after a restart the environments may be others, and so the keys.
         plan = await self._plan(inputs)
+        self._jobs.replan(job.number, [stage.name for stage in plan.stages])
         self._jobs.start(job.number)
         reporter = self._reporters[job.number] = JobReporter(self._jobs, job.number, job.priority)
         try:
@@ -189,7 +192,11 @@ class JobManager:
         stage = stage_to_blame(plan, error)
         if stage is None:
             return error
-        self._jobs.add_stage(job.number, stage.name)
+        try:
+            self._jobs.add_stage(job.number, stage.name)
+        except ResourceExhaustedError as full:
+            _log.warning("the layers to blame are not looked for", operation=job.name, error=full.message)
+            return error
         store = self._blobs.of(job.project)
         return await with_layers(error, stage, plan, job.project, self._runner.obtain, reporter, store)
 

@@ -72,11 +72,7 @@ class Jobs:
                     request.priority,
                 ),
             )
-            for position, name in enumerate(stages):
-                self._database.execute(
-                    "INSERT INTO job_stages (job, position, name, state) VALUES (?, ?, ?, ?)",
-                    (number, position, name, pb.STAGE_STATE_PENDING),
-                )
+            self.replan(number, stages)
             self._append(number, pb.OperationEvent(state=pb.JOB_STATE_QUEUED))
         self.on_event(number)
         return self.by_number(number)
@@ -88,6 +84,26 @@ class Jobs:
             "SELECT ?, COALESCE(MAX(position), 0) + 1, ?, ? FROM job_stages WHERE job=?",
             (number, name, pb.STAGE_STATE_PENDING, number),
         )
+
+    def replan(self, number: int, stages: Sequence[str]) -> None:
+        """Make a job's stages those of its plan, in its order; what is known of those that stay is kept.
+
+        A job that a stopped service left may have others: a stage that explained a refusal, or those of an earlier
+        version's plan.
+        """
+        with self._database.transaction():
+            if [stage.name for stage in self.stages(number)] == list(stages):
+                return
+            logs = {
+                str(row["name"]): str(row["log_digest"])
+                for row in self._database.rows("SELECT name, log_digest FROM job_stages WHERE job=?", (number,))
+            }
+            self._database.execute("DELETE FROM job_stages WHERE job=?", (number,))
+            for position, name in enumerate(stages):
+                self._database.execute(
+                    "INSERT INTO job_stages (job, position, name, state, log_digest) VALUES (?, ?, ?, ?, ?)",
+                    (number, position, name, pb.STAGE_STATE_PENDING, logs.get(name, "")),
+                )
 
     def by_number(self, number: int) -> Job:
         row = self._database.row("SELECT * FROM jobs WHERE number=?", (number,))
@@ -148,16 +164,6 @@ class Jobs:
         """Forget a job with its events."""
         self._database.execute("DELETE FROM jobs WHERE number=?", (job.number,))
         self.on_event(job.number)
-
-    def expire(self, older_than_ns: int) -> int:
-        """Forget the jobs that ended before then (Unix nanoseconds), with their events; returns how many."""
-        old = [row["number"] for row in self._database.rows("SELECT number FROM jobs WHERE end_ns<?", (older_than_ns,))]
-        with self._database.transaction():
-            for number in old:
-                self._database.execute("DELETE FROM jobs WHERE number=?", (number,))
-        for number in old:
-            self.on_event(number)
-        return len(old)
 
     def blobs(self) -> Iterator[tuple[str, str]]:
         """(project, digest) of the blobs that jobs name: a live job's inputs, and every job's logs."""

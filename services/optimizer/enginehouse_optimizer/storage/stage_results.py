@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,11 +84,6 @@ class StageResults:
             (ns, *LIVE, ns),
         )
         return [(row["project"], row["key"]) for row in rows]
-
-    def trees(self) -> Iterator[tuple[str, Tree, str]]:
-        """(project, files, digest of the log or "") of every result: the blobs that results name."""
-        for row in self._database.rows("SELECT project, tree, log_digest FROM stage_results"):
-            yield row["project"], Tree.from_json(json.loads(row["tree"])), row["log_digest"]
 
     def forget(self, project: str, key: str) -> None:
         """Forget a result whose blobs are gone or damaged, so that the stage runs again."""
