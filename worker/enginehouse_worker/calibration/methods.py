@@ -16,8 +16,9 @@ from enginehouse_worker.calibration.histogram import BINS, Histogram
 # What 8-bit symmetric quantization has for magnitudes, and 8-bit asymmetric for all.
 _LEVELS = 128
 _CANDIDATES = 128
-# Entropy should clip outliers. Of values around 0.5, a threshold of 0.2 keeps next to nothing, but that perfectly:
-# without a bound, INT8 ResNet-50 lost everything (an SQNR of -11 dB instead of 13) at its global average pooling.
+# The published rule has no such bound. Of values that lie away from zero, as global average pooling makes them, a low
+# threshold keeps next to nothing, but that perfectly, and the rule takes it. Measured on Fashion-MNIST (see
+# results/README.md): without the bound INT8 has 85.7 % top-1 and 11.7 dB, with it 92.2 % and 29.7 dB, FP32 92.4 %.
 _MOST_CLIPPED = 0.01
 
 
