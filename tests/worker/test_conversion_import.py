@@ -278,6 +278,7 @@ def wrong_size() -> onnx.ModelProto:
         (nested(20), "nested"),
         (recursive(), "calls itself"),
         (wrong_size(), "'w'.*1099511627776"),
+        (relu(shape=["batch", (1 << 63) - 1]), "'x'.*9223372036854775807"),
     ],
 )
 def test_what_is_no_good_model_is_refused(model: onnx.ModelProto | bytes, expected: str, tmp_path: Path) -> None:
@@ -386,3 +387,10 @@ def test_a_padding_with_zeros_before_a_pooling_stays_one_in_onnx_runtime(tmp_pat
     windows = session.run(None, {"input": negative})[0]
     np.testing.assert_array_equal(windows[:, :, 0, :], 0)
     np.testing.assert_array_equal(windows[:, :, 1, 1], negative[:, :, 1:4, 1:4].max((2, 3)))
+
+
+def test_a_graph_of_enormous_inputs_is_not_run(tmp_path: Path) -> None:
+    shape = ["batch", 1 << 20, 1 << 10]
+    found = imported(small([helper.make_node("Relu", ["x"], ["y"])], {}, shape=shape, out=shape), tmp_path)
+    assert found.signature.batched
+    assert "could not be tried" in found.facts["batch"]

@@ -17,6 +17,7 @@ from enginehouse_worker.graphs.write import check_size
 _MAX_DEPTH = 16
 _MAX_NODES = 200_000
 _OLDEST_IR = 3
+_LARGEST_DIMENSION = (1 << 31) - 1
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -39,6 +40,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise _wrong(path, "its graph has no nodes")
     if not model.graph.output:
         raise _wrong(path, "its graph has no outputs")
+    _check_shapes(path, model.graph)
     nodes = _count(path, model.graph, 0)
     _check_functions(path, model, nodes)
     _check_initializers(path, model.graph)
@@ -98,6 +100,14 @@ def _count(path: Path, graph: onnx.GraphProto, depth: int) -> int:
     if count > _MAX_NODES:
         raise _wrong(path, f"it has more than {_MAX_NODES} nodes")
     return count
+
+
+def _check_shapes(path: Path, graph: onnx.GraphProto) -> None:
+    """Sizes that no tensor has make libraries compute for hours."""
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        sizes = [dimension.dim_value for dimension in info.type.tensor_type.shape.dim]
+        if any(size > _LARGEST_DIMENSION for size in sizes):
+            raise _wrong(path, f"its tensor {info.name!r} has the shape {sizes[:8]}; dimensions go to 2^31 - 1")
 
 
 def _check_functions(path: Path, model: onnx.ModelProto, nodes: int) -> None:
