@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,6 +275,10 @@ class BlobStore:
         with self._uses.leaving(digests, before_ns) as chosen:
             self._remove(chosen)
         return chosen
+
+    def forget_uses(self, before_ns: int, known: Collection[str]) -> None:
+        """Forget who asked before then for blobs that are not there; `known` are those that are."""
+        self._uses.forget(before_ns, known)
 
     def delete(self, digest: str) -> None:
         """Remove a blob; nothing happens when there is none. Readers that have it open keep their bytes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from uuid import uuid4
 
 from enginehouse.artifacts.digest import parse_digest
 from enginehouse.artifacts.files import storage_error
+from enginehouse.artifacts.uses import ago_ns
 from enginehouse.errors import FailedPreconditionError
 
 _TEMPORARY = "tmp-"
@@ -47,7 +47,7 @@ class Uploads:
         Args:
             alone: nobody writes now, so that files on their way in are a crash's, whatever their age.
         """
-        horizon = time.time_ns() - round(older_than_seconds * 1e9)
+        horizon = ago_ns(older_than_seconds)
         removed = 0
         for path, _, modified_ns in self.files():
             if (alone and path.name.startswith(_TEMPORARY)) or modified_ns < horizon:

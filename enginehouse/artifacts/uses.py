@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+
+# Longer ago than anything here is; of more, nanoseconds would not fit into the database.
+_EVER_SECONDS = 1e9
+
+
+def ago_ns(seconds: float) -> int:
+    """When it was `seconds` ago, in Unix nanoseconds; long before there were blobs for any more, also for infinity."""
+    return time.time_ns() - round(min(seconds, _EVER_SECONDS) * 1e9)
 
 
 class Uses:
@@ -42,11 +50,12 @@ class Uses:
         finally:
             with self._changed:
                 self._leaving.difference_update(chosen)
-                for digest in chosen:
-                    self._last.pop(digest, None)
                 self._changed.notify_all()
 
-    def forget(self, before_ns: int) -> None:
-        """Drop the uses before then, so that the memory of them does not grow for ever."""
+    def forget(self, before_ns: int, keep: Collection[str] = ()) -> None:
+        """Drop the uses before then, less those of some blobs.
+
+        Callers may want blobs that were never there: the memory of them must not grow for ever.
+        """
         with self._changed:
-            self._last = {digest: last for digest, last in self._last.items() if last >= before_ns}
+            self._last = {digest: last for digest, last in self._last.items() if last >= before_ns or digest in keep}

@@ -249,3 +249,20 @@ def test_names_that_are_not_nested(name: str) -> None:
     with pytest.raises(InvalidArgumentError, match="expected"):
         parse_nested(name, "models", "aliases")
     assert str(parse_nested(PROD, "models", "aliases")) == PROD
+
+
+async def test_there_is_always_a_version_to_move_to(world: World) -> None:
+    await world.alias("e1")
+    for version in (0, 2**53 + 1, 2**63 - 1):
+        with pytest.raises(InvalidArgumentError, match="expected different ones from 1"):
+            await world.serve(follow(version))
+    await world.serve(follow(2**53))
+    await world.alias("e2")
+    assert world.served() == [(2**53 + 1, "e2", "prod")]
+
+
+async def test_a_kind_of_device_is_found_in_any_case(world: World) -> None:
+    world.add(4, device=pb.Device(kind="cpu", product="EPYC"))
+    for device in ("cpu", "CPU", "epyc"):
+        answer = await world.engines.ListEngines(pb.ListEnginesRequest(parent=P, device=device), None)
+        assert [engine.name for engine in answer.engines] == [f"{P}/engines/e4"]

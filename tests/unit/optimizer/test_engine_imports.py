@@ -230,3 +230,16 @@ async def test_mutations_are_refused_or_harmless(world: World, capsys: pytest.Ca
     with capsys.disabled():
         print(f" {MUTATIONS} mutations of manifests: {reasons}", end="")
     assert set(reasons) <= {"INVALID_ARGUMENT", "DATA_LOSS", "FAILED_PRECONDITION", "ALREADY_EXISTS", "published"}
+
+
+async def test_what_lists_could_not_hold_is_refused(world: World) -> None:
+    files = {**FILES, **{f"assets/{number}": b"x" for number in range(10_001)}}
+    with pytest.raises(InvalidArgumentError, match="files: expected at most"):
+        await world.take(world.upload(manifest_of(files), *FILES.values(), b"x"))
+    assert await world.names() == []
+
+
+def test_a_manifest_with_words_of_a_later_version_is_no_surprise() -> None:
+    later = dataclasses.replace(manifest_of(FILES), precision="INT2")
+    with pytest.raises(InvalidArgumentError, match="INT2"):
+        engine_message(f"{PARENT}/engines/e", later, digest_bytes(b""))

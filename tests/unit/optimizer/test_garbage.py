@@ -332,3 +332,47 @@ def test_usage_counts_each_byte_once(world: World) -> None:
     assert (found.blobs, found.bytes, found.garbage) == (2, 8, 3)
     assert {kind: size for kind, size in found.named.items() if size} == {"models": 5}
     assert world.store.has(garbage)
+
+
+@pytest.mark.parametrize("seconds", [1e12, 9e18, float("inf")])
+def test_ages_beyond_all_time_collect_nothing(world: World, seconds: float) -> None:
+    digest = world.put(b"x", age=DAY)
+    world.result("key", digest, unused=DAY)
+    world.jobs.finish(world.job(), pb.JOB_STATE_FAILED, response=None, error=None)
+    assert world.collect(minimum_age_seconds=seconds, results_unused_seconds=seconds) == Collected()
+    ever = dict.fromkeys(("stage_results", "operations", "uploads", "quarantine"), seconds)
+    assert run(world.collector(**ever).collect("p")) == Collected()
+    assert world.store.has(digest)
+
+
+def test_blobs_that_were_never_there_are_forgotten(world: World) -> None:
+    kept = world.put(b"kept")
+    world.name(kept)
+    asked = [digest_bytes(bytes([n])) for n in range(50)]
+    assert not any(world.store.claim(digest) for digest in asked)
+    world.collect(minimum_age_seconds=0, dry_run=True)
+    assert all(world.store.last_use(digest) for digest in asked)
+    world.collect()
+    assert all(world.store.last_use(digest) for digest in asked), "they may be uploaded any moment"
+    world.collect(minimum_age_seconds=0)
+    assert not any(world.store.last_use(digest) for digest in asked)
+    assert world.store.last_use(kept), "what is there was used, however old"
+
+
+def test_a_store_without_its_blobs_is_checked_in_one_look(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        digest = world.put(bytes([number]))
+        world.result(f"key {number}", digest)
+        world.store.delete(digest)
+    looks = 0
+    real = world.named.required
+
+    def required(project: str) -> Any:
+        nonlocal looks
+        looks += 1
+        return real(project)
+
+    monkeypatch.setattr(world.named, "required", required)
+    findings, totals = world.check(repair=True)
+    assert totals.findings == len(findings) == 40 and all(found.repaired for found in findings)
+    assert looks <= 2, "the database is not read again for each blob"

@@ -195,3 +195,14 @@ def test_garbage_is_left_where_another_optimizer_is(url: str, tmp_path: Path) ->
     assert len(list(ObjectStore(url).objects("optimizers"))) == 2, "a restart makes no third"
     with pytest.raises(FailedPreconditionError, match=r"store\.json"):
         ProjectBlobs(tmp_path / "a").open()
+
+
+def test_eviction_waits_for_nobody_and_forgets_no_use(blobs: Blobs) -> None:
+    store = blobs()
+    digest = store.put_bytes(b"x")
+    used = store.last_use(digest)
+    assert not store.evict(digest, used), "it was asked for since"
+    assert store.evict(digest, used + 1) and not list(store.cached())
+    assert store.last_use(digest) == used, "garbage collection must still know of it"
+    with store._uses.leaving([digest], 1 << 62) as chosen:
+        assert chosen and not store.evict(digest, 1 << 62), "somebody else removes it already"

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from enginehouse_optimizer.api.operations import parse_filter
 from enginehouse_optimizer.lock import DataDirLock
 from enginehouse_optimizer.pipeline.reporter import JobReporter
 from enginehouse_optimizer.storage import database as database_module
@@ -296,3 +297,17 @@ def test_a_full_disk_is_told_as_such_and_costs_nothing_else(tmp_path: Path) -> N
     database.row("PRAGMA max_page_count=100000")
     reporter.flush()
     assert jobs.stages(number)[0].state == pb.STAGE_STATE_FAILED, "what was not written is written when there is space"
+
+
+@pytest.mark.parametrize(
+    ("comparison", "year", "shown"),
+    [(">", 2300, False), (">=", 9999, False), ("<", 9999, True), (">", 1, True), ("<", 1, False), ("<=", 1, False)],
+)
+def test_times_that_no_job_was_made_at_are_compared(
+    database: Database, comparison: str, year: int, shown: bool
+) -> None:
+    jobs = Jobs(database)
+    _stored_job(jobs, None)
+    wanted = parse_filter(f"create_time{comparison}{year:04}-01-01T00:00:00Z")
+    found, _ = jobs.page("p", Page.of(0, ""), states=wanted.states, model=wanted.model, created=wanted.created)
+    assert bool(found) is shown

@@ -19,6 +19,8 @@ from enginehouse_optimizer.pipeline.publish import engine_message
 
 _DESCRIPTION = "engine.json"
 _MAX_DESCRIPTION_BYTES = 1 << 22
+# Lists of engines name the files of each: far more than any engine has would make them too large to send.
+_MAX_FILES = 10_000
 # What the payload and the manifest both say, beside inputs and outputs.
 _SAID_TWICE = ("backend", "backend_version", "precision", "batched", "max_batch_size")
 
@@ -38,14 +40,15 @@ def imported_engine(store: BlobStore, project: str, manifest_digest: str, model_
     model = check_id(model_id or parse(manifest.model, "models").id, "model_id")
     engine_id = f"{model}-{manifest.backend}-{manifest.precision.lower()}-{manifest.key[7:19]}"
     name = str(parse(f"projects/{project}/engines/{engine_id}", "engines"))
+    if len(manifest.files.entries) > _MAX_FILES:
+        raise InvalidArgumentError(
+            f"the manifest names {len(manifest.files.entries)} files: expected at most {_MAX_FILES}"
+        )
     for digest, size in manifest_blobs(manifest).items():
         _check_blob(store, digest, size)
     check_key(manifest)
     _check_payload(store, manifest)
-    try:
-        return engine_message(name, manifest, manifest_digest)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InvalidArgumentError(f"not an engine manifest: {error}") from error
+    return engine_message(name, manifest, manifest_digest)
 
 
 def _manifest(store: BlobStore, digest: str) -> EngineManifest:

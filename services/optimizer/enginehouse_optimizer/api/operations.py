@@ -74,6 +74,7 @@ def parse_filter(text: str) -> Filter:
 
 
 def _time_ns(value: str, text: str) -> int:
+    """Unix nanoseconds, within those that a job may be created at."""
     stamp = timestamp_pb2.Timestamp()
     try:
         stamp.FromJsonString(value)
@@ -81,7 +82,7 @@ def _time_ns(value: str, text: str) -> int:
         raise InvalidArgumentError(
             f"filter {text!r} has {value!r} for a time: expected RFC 3339 such as 2026-01-31T12:00:00Z"
         ) from None
-    return stamp.ToNanoseconds()
+    return min(max(stamp.ToNanoseconds(), 0), _FOREVER[1])
 
 
 class OperationsService(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc, unused-ignore]

@@ -21,6 +21,8 @@ from enginehouse_optimizer.storage.serving import ServingStore
 COLLECTION = "servingConfigs"
 MAX_INSTANCES = 64
 MAX_BATCH = 65536
+# An alias that moves takes the version after the highest: there must always be one.
+MAX_VERSION = 2**53
 MAX_QUEUE_SIZE = 1_000_000
 MAX_DELAY_SECONDS = 60.0
 
@@ -87,10 +89,10 @@ class ServingConfigsService(serving_pb2_grpc.ServingConfigsServicer):
         engines = []
         seen: set[int] = set()
         for served in config.versions:
-            if served.version < 1 or served.version in seen:
-                what = "comes twice" if served.version in seen else "is below 1"
+            if not 1 <= served.version <= MAX_VERSION or served.version in seen:
+                what = "comes twice" if served.version in seen else "is not valid"
                 raise InvalidArgumentError(
-                    f"{name}: version {served.version} {what}: expected different ones from 1 on"
+                    f"{name}: version {served.version} {what}: expected different ones from 1 to {MAX_VERSION}"
                 )
             seen.add(served.version)
             engine = parse(served.engine, "engines")

@@ -12,7 +12,7 @@ from typing import Any
 
 from enginehouse.artifacts import BlobStore, EngineManifest
 from enginehouse.artifacts.manifest import DeviceSpec, ProfileSpec, StageRecord, TensorSpec
-from enginehouse.errors import InternalError
+from enginehouse.errors import InternalError, InvalidArgumentError
 from enginehouse.v1 import engines_pb2 as pb
 from enginehouse_optimizer.pipeline.flights import read_json_file
 from enginehouse_optimizer.pipeline.inputs import Inputs
@@ -73,7 +73,18 @@ def _file(results: Mapping[str, StageResult], stage: str | None, path: str) -> s
 
 
 def engine_message(name: str, manifest: EngineManifest, manifest_digest: str) -> pb.Engine:
-    """A manifest as the API shows it."""
+    """A manifest as the API shows it.
+
+    Raises:
+        InvalidArgumentError: it says what the API has no words for, such as a later version's precision.
+    """
+    try:
+        return _message(name, manifest, manifest_digest)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidArgumentError(f"not an engine manifest that this version knows: {error}") from error
+
+
+def _message(name: str, manifest: EngineManifest, manifest_digest: str) -> pb.Engine:
     message = pb.Engine(
         name=name,
         key=manifest.key,

@@ -90,11 +90,13 @@ class StoreChecker:
     async def _missing(self, project: str, store: BlobStore, intact: set[str], repair: bool) -> AsyncIterator[Finding]:
         forgotten: set[Owner] = set()
         # Read again, now that the bytes were read: much may have come and gone meanwhile.
-        for owner, digest in list(self._named.required(project)):
-            if digest in intact or owner in forgotten or await in_thread(store.has, digest):
+        named = list(self._named.required(project))
+        missing = [pair for pair in named if pair[1] not in intact and not await in_thread(store.has, pair[1])]
+        still = set(self._named.required(project)) if missing else set()
+        for owner, digest in missing:
+            # Its owner may have gone meanwhile, or the blob come.
+            if (owner, digest) not in still or owner in forgotten or await in_thread(store.has, digest):
                 continue
-            if (owner, digest) not in self._named.required(project):
-                continue  # its owner went meanwhile
             repaired = repair and owner.kind == STAGE_RESULTS
             if repaired:
                 self._results.forget(project, owner.name)
@@ -136,7 +138,7 @@ def _disagreement(store: BlobStore, engine: engines_pb2.Engine) -> Finding | Non
         return None  # missing or damaged: found already
     try:
         told = engine_message(engine.name, EngineManifest.from_json(text), digest)
-    except (InvalidArgumentError, ValueError) as error:
+    except InvalidArgumentError as error:
         return Finding("inconsistent", digest, engine.name, f"its manifest cannot be read: {error}")
     wrong = [name for name in _FROM_MANIFEST if getattr(told, name) != getattr(engine, name)]
     if not wrong:

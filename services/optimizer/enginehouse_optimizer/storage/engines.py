@@ -75,11 +75,11 @@ class EngineIndex:
         """A page by id of the engines that match what is set, and the token of the next.
 
         Args:
-            device: "cpu" or "gpu", a product (in any case) or a compute capability.
+            device: "cpu" or "gpu", or a product (in any case), or a compute capability.
         """
         rows = self._database.rows(
             f"SELECT {_COLUMNS} FROM engines WHERE project=? AND id>? AND (?='' OR model=?) AND (?='' OR backend=?) "
-            "AND (?=0 OR precision=?) AND (?='' OR device_kind=? OR compute_capability=? "
+            "AND (?=0 OR precision=?) AND (?='' OR device_kind=? COLLATE NOCASE OR compute_capability=? "
             "OR device_product=? COLLATE NOCASE) ORDER BY id LIMIT ?",
             (project, page.after, model, model, backend, backend, precision, precision, *[device] * 4, page.size + 1),
         )

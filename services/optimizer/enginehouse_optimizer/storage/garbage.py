@@ -10,7 +10,6 @@ read in the event loop at one moment; a blob that somebody asks for after that i
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from enginehouse.artifacts import BlobStore
+from enginehouse.artifacts.uses import ago_ns
 from enginehouse.errors import EnginehouseError
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.database import Database
@@ -102,7 +102,7 @@ class GarbageCollector:
         async with self._alone:
             if not dry_run:
                 await in_thread(self._blobs.check_alone)
-            before_ns = time.time_ns() - round(minimum_age_seconds * 1e9)
+            before_ns = ago_ns(minimum_age_seconds)
             unused = self._retention.stage_results if results_unused_seconds is None else results_unused_seconds
             results, operations, names = self._forget(project, unused, dry_run)
             live = self._named.oldest_live_ns(project)
@@ -112,7 +112,7 @@ class GarbageCollector:
             blobs, size = await in_thread(_sweep, store, names, blobs_before_ns, dry_run)
             uploads = max(self._retention.uploads, minimum_age_seconds)
             unfinished = await in_thread(store.uploads.sweep, uploads, dry_run=dry_run)
-            away_before_ns = time.time_ns() - round(self._retention.quarantine * 1e9)
+            away_before_ns = ago_ns(self._retention.quarantine)
             away = await in_thread(store.quarantine.clear, away_before_ns, dry_run=dry_run)
         found = Collected(blobs, size, results, operations, unfinished, away)
         if found != Collected():
@@ -141,7 +141,7 @@ class GarbageCollector:
         results = operations = 0
         names: Collection[str] = ()
         with suppress(_Undo), self._database.transaction():
-            for owner, key in self._results.unused_since(time.time_ns() - round(unused_seconds * 1e9)):
+            for owner, key in self._results.unused_since(ago_ns(unused_seconds)):
                 if owner == project:
                     self._results.forget(project, key)
                     results += 1
@@ -156,20 +156,22 @@ class GarbageCollector:
     def _expired(self, project: str) -> list[int]:
         if not self._retention.operations:
             return []
-        horizon = time.time_ns() - round(self._retention.operations * 1e9)
-        rows = self._database.rows("SELECT number FROM jobs WHERE project=? AND end_ns<?", (project, horizon))
+        sql = "SELECT number FROM jobs WHERE project=? AND end_ns<?"
+        rows = self._database.rows(sql, (project, ago_ns(self._retention.operations)))
         return [int(row["number"]) for row in rows]
 
 
 def _sweep(store: BlobStore, names: Collection[str], before_ns: int, dry_run: bool) -> tuple[int, int]:
     """Remove the blobs that are not named and are older; returns how many, and their bytes."""
-    sizes = {
-        blob.digest: blob.size
-        for blob in store.listing()
-        if blob.digest not in names and blob.modified_ns < before_ns and store.last_use(blob.digest) < before_ns
-    }
+    sizes: dict[str, int] = {}
+    known: set[str] = set()
+    for blob in store.listing():
+        known.add(blob.digest)
+        if blob.digest not in names and blob.modified_ns < before_ns and store.last_use(blob.digest) < before_ns:
+            sizes[blob.digest] = blob.size
     gone: Sequence[str] = list(sizes)
     if not dry_run:
         old = list(sizes)
         gone = [d for at in range(0, len(old), _BATCH) for d in store.collect(old[at : at + _BATCH], before_ns)]
+        store.forget_uses(before_ns, known.difference(gone))
     return len(gone), sum(sizes[digest] for digest in gone)

@@ -159,10 +159,9 @@ class RemoteBlobStore(BlobStore):
 
     def evict(self, digest: str, unused_since_ns: int) -> bool:
         """Take a blob out of the cache, unless somebody asked for it since then."""
-        if self._uses.last(digest) >= unused_since_ns:
-            return False
-        super()._remove([digest])
-        return True
+        with self._uses.leaving([digest], unused_since_ns) as chosen:
+            super()._remove(chosen)
+        return bool(chosen)
 
     def cache_use(self, blob: StoredBlob) -> int:
         """When a blob of the cache was last asked for, or else written."""
