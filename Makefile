@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation
 SERVICES := services/optimizer services/inference services/telemetry
 WORKERS := onnxruntime tensorflow
+# TensorRT for RTX builds engines without a GPU: for tests, not for the demo.
+TEST_WORKERS := tensorrt-rtx
 # Which tests run; empty in test-all.
 MARKS := -m 'not slow'
 SOURCES := enginehouse services worker tests benchmarks protos
 
 .PHONY: help demo install install-dev test test-all test-unit test-integration test-worker lint format protos protos-check clean
-.PHONY: $(addprefix workers/,$(WORKERS))
+.PHONY: $(addprefix workers/,$(WORKERS) $(TEST_WORKERS))
 
 help:
 	@echo "make demo       install and run the whole job on this machine: train, optimize, serve, benchmark, report"
@@ -28,7 +30,7 @@ install:
 	@$(MAKE) --no-print-directory -j3 $(VENV)/.main $(addprefix workers/,$(WORKERS))
 
 workers/%: $(VENV)/workers/%/.installed ;
-$(addprefix workers/,$(WORKERS)): workers/%: $(VENV)/workers/%/.installed
+$(addprefix workers/,$(WORKERS) $(TEST_WORKERS)): workers/%: $(VENV)/workers/%/.installed
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 13) else \
@@ -50,7 +52,7 @@ $(VENV)/workers/%/.installed: $(VENV)/.python worker/pyproject.toml constraints/
 	@touch $@
 
 install-dev: install
-	@$(MAKE) --no-print-directory -j3 $(VENV)/.dev $(addprefix $(VENV)/workers/,$(addsuffix /.dev,$(WORKERS)))
+	@$(MAKE) --no-print-directory -j3 $(VENV)/.dev $(addprefix $(VENV)/workers/,$(addsuffix /.dev,$(WORKERS) $(TEST_WORKERS)))
 
 $(VENV)/.dev: $(VENV)/.main
 	@$(BIN)/python $(PIP_INSTALL) -c constraints/main.txt -e '.[dev]'

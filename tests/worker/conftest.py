@@ -11,6 +11,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent / "worker")]
 
 collect_ignore_glob = []
 if find_spec("onnxruntime") is None:
-    collect_ignore_glob += ["test_[!t]*.py"]
+    collect_ignore_glob += ["test_[!t]*.py", "test_tensorrt_[!r]*.py"]
+if find_spec("tensorrt_rtx_bindings") is None:
+    collect_ignore_glob += ["test_tensorrt_rtx_*.py"]
 if find_spec("tensorflow") is None:
     collect_ignore_glob += ["test_tensorflow_*.py"]
