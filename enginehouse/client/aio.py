@@ -130,7 +130,7 @@ class AsyncClient:
         return await self.jobs.start(
             model,
             targets,
-            calibration=await with_uploaded_table(calibration, self._blobs),
+            calibration=await with_uploaded_table(calibration, self.calibrations),
             verification=verification,
             input_layout=input_layout,
             fold_preprocessing=fold_preprocessing,

@@ -87,8 +87,8 @@ class Calibration:
         max_samples: at most so many samples of the data; all when 0.
         batch_size: samples run at once; the server's choice when 0.
         exclude: nodes (by name) or operator types that stay in higher precision.
-        table: a calibration table made elsewhere, instead of calibrating: its file, which `optimize` uploads, or the
-            digest of one that is uploaded. The method is then the table's.
+        table: a calibration table made elsewhere, instead of calibrating: its file (Enginehouse's JSON or TensorRT's
+            cache), which `optimize` uploads, or the digest of one that is uploaded. The method is then the table's.
         automatic_exclusion: find more such nodes by their sensitivity; not with a table.
     """
 

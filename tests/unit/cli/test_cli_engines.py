@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from client_servers import PROJECT, Servers
 
+from enginehouse.calibration import read_cache, table_text
 from enginehouse.cli.preprocessing import read_preprocessing
 from enginehouse.client.values import Preprocessing
 from enginehouse.errors import InvalidArgumentError
@@ -104,9 +105,10 @@ def test_options_of_an_optimization(enginehouse: Any, engine: engines_pb2.Engine
     automatic = servers.optimizer.requests[-1].calibration.automatic_exclusion
     assert servers.optimizer.requests[-1].calibration.HasField("automatic_exclusion")
     assert not automatic.HasField("minimum_sqnr_db")
-    Path("table.json").write_text("{}")
+    text = table_text(read_cache("TRT-8600-EntropyCalibration2\ninput: 3f800000\n"))
+    Path("table.json").write_text(text)
     assert enginehouse(*int8, "--calibration-table", "table.json").status == 0
-    assert servers.blobs.whole[servers.optimizer.requests[-1].calibration.table] == b"{}"
+    assert servers.blobs.whole[servers.optimizer.requests[-1].calibration.table] == text.encode()
     for wrong in (
         [],
         ["--calibration-table", "table.json", "--synthetic", "3"],

@@ -8,6 +8,7 @@ import pytest
 from client_servers import PROJECT, Servers
 
 from enginehouse import AsyncClient, AutomaticExclusion, Calibration, Synthetic, Target, VerificationSpec
+from enginehouse.calibration import read_cache, table_text
 from enginehouse.client.resources import alias_name, alias_text
 from enginehouse.client.serving import Edit, edited
 from enginehouse.client.values import ServedVersion, ServingConfig
@@ -88,12 +89,15 @@ async def test_an_optimization_takes_every_option(client: AsyncClient, servers: 
     assert request.calibration.automatic_exclusion.minimum_sqnr_db == 25.0
     assert request.calibration.automatic_exclusion.max_layers == 4 and request.verification.per_layer
     assert (request.fold_preprocessing, request.priority) == (True, 7)
-    table = tmp_path / "table.json"
-    table.write_text("{}")
-    for given in (table, str(table)):
+    table, cache = tmp_path / "table.json", tmp_path / "table.cache"
+    cache.write_text("TRT-8600-EntropyCalibration2\ninput: 3f800000\n")
+    text = table_text(read_cache(cache.read_text()))
+    table.write_text(text)
+    # The server takes no TensorRT cache: what it is given is the table that the cache means.
+    for given in (table, str(table), cache):
         await client.optimize("m", [Target("onnxruntime", "int8")], calibration=Calibration(table=given))
         digest = servers.optimizer.requests[-1].calibration.table
-        assert servers.blobs.whole[digest] == b"{}"
+        assert servers.blobs.whole[digest] == text.encode()
     await client.optimize("m", [Target("onnxruntime", "int8")], calibration=Calibration(table=digest))
     assert servers.optimizer.requests[-1].calibration.table == digest
     for wrong in (Calibration(table=tmp_path / "none"), Calibration(table=table, synthetic=Synthetic())):
