@@ -26,7 +26,9 @@ def read_file(path: str | Path) -> CalibrationTable:
     """
     source = Path(path)
     if not source.is_file():
-        raise InvalidArgumentError(f"there is no file {source}: expected a calibration table, or the digest of one (sha256:...)")
+        raise InvalidArgumentError(
+            f"there is no file {source}: expected a calibration table, or the digest of one (sha256:...)"
+        )
     if source.stat().st_size > _LARGEST_BYTES:
         raise InvalidArgumentError(f"{source} has more than {_LARGEST_BYTES} bytes: it is no calibration table")
     data = source.read_bytes()
