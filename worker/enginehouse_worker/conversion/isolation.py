@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import pickle
 import resource
@@ -63,6 +64,8 @@ def isolated(work: Callable[[], Result], doing: str) -> Result:
 
 def _child(work: Callable[[], Any], writing: int) -> NoReturn:
     try:
+        # A crash here is expected, and told by the parent.
+        faulthandler.disable()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _limit()

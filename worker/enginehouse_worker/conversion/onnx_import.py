@@ -48,6 +48,16 @@ def import_onnx(path: Path, work: Path, progress: Progress) -> Imported:
         WorkerError: INVALID_ARGUMENT naming the node, operator or tensor that is wrong; FAILED_PRECONDITION for more
             than 2 GiB of weights; INTERNAL when the rewritten model computes something else.
     """
+    try:
+        return _import(path, work, progress)
+    except UnicodeDecodeError as error:
+        # Parsing does not look at names; reading one does.
+        raise WorkerError(
+            "INVALID_ARGUMENT", f"{path.name} cannot be imported: it has a name that is not UTF-8 ({error})"
+        ) from None
+
+
+def _import(path: Path, work: Path, progress: Progress) -> Imported:
     model = read_onnx(path)
     uploaded = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     light, tensors = without_weights(model, SHAPE_CONSTANT_ELEMENTS)
