@@ -274,7 +274,7 @@ def wrong_size() -> onnx.ModelProto:
         (small([helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"w": np.ones((5, 4), np.float32)}), "MatMul"),
         (relu(opset=99), "operator sets"),
         (relu(ir=99), "IR version"),
-        (relu().SerializeToString().replace(b"Relu", b"Re\xffu"), "not UTF-8"),
+        (relu().SerializeToString().replace(b"\x1a\x01r", b"\x1a\x01\xff"), "not UTF-8"),
         (cyclic(), "topologically sorted"),
         (nested(20), "nested"),
         (recursive(), "calls itself"),
