@@ -55,7 +55,7 @@ class AsyncModels:
 
         Raises:
             InvalidArgumentError: no such file, or a format we do not know.
-            AlreadyExistsError: a model of that name has other bytes.
+            AlreadyExistsError: a model of that name has other bytes, or another preprocessing than is given.
         """
         path = Path(path)
         found = await asyncio.to_thread(model_file, path, format)

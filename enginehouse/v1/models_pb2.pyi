@@ -291,8 +291,8 @@ class CreateModelRequest(_message.Message):
     model_id: _builtins.str
     """Last part of the name: lower-case letters, digits, "-", "_" and ".", at most 63, beginning with a letter or digit."""
     allow_replace: _builtins.bool
-    """Replace a model of that name (its bytes, format and labels), instead of ALREADY_EXISTS for another digest. The same
-    digest is never an error; without this it changes nothing.
+    """Replace a model of that name (its bytes, format, preprocessing and labels), instead of ALREADY_EXISTS for another
+    digest, or for the same one with another format or preprocessing. Otherwise the same digest changes nothing.
     """
     @_builtins.property
     def model(self) -> Global___Model: ...

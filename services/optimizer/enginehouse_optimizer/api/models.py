@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from enginehouse.artifacts import digest_json, parse_digest
-from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
+from enginehouse.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
 from enginehouse.names import ResourceName, check_id, parse, parse_project
 from enginehouse.v1 import models_pb2 as pb
 from enginehouse.v1 import models_pb2_grpc
@@ -51,7 +51,9 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
             check_preprocessing(request.model.preprocessing)
             model.preprocessing.CopyFrom(request.model.preprocessing)
         model.create_time.GetCurrentTime()
-        return self._models.create(name, model.digest, model, replace=request.allow_replace)
+        stored = self._models.create(name, model.digest, model, replace=request.allow_replace)
+        _check_same(stored, model)
+        return stored
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.Model:  # noqa: N802
         return self._models.get(parse(request.name, MODELS))
@@ -127,6 +129,18 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
                 details={"digest": digest},
             )
         return await in_thread(store.path, digest)
+
+
+def _check_same(stored: pb.Model, given: pb.Model) -> None:
+    """Raises AlreadyExistsError when the model that is kept would be run otherwise than the one that was given."""
+    other = "another format" if stored.format != given.format else ""
+    if given.HasField("preprocessing") and stored.preprocessing != given.preprocessing:
+        other = "another preprocessing"
+    if other:
+        raise AlreadyExistsError(
+            f"{given.name} already exists with the same bytes and {other}: use another id, or allow_replace",
+            details={"digest": stored.digest},
+        )
 
 
 def _dataset_digest(dataset: pb.Dataset) -> str:
