@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ EPILOG = (
     "Examples: enginehouse optimize net.keras --precision fp32 --precision int8 --calibration-data data.npz; "
     "enginehouse optimize resnet_v1_50 --precision int8 --synthetic 64 --method entropy --batch 1:8:32"
 )
+
+_CALIBRATE = "give --calibration-data DATASET, --synthetic N or --calibration-table FILE"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,10 +53,14 @@ def _optimize(
         str | None, typer.Option(help="A dataset's id, or an .npz file (uploaded first).")
     ] = None,
     synthetic: Annotated[int | None, typer.Option(min=1, help="Calibrate on so many made-up samples.")] = None,
-    distribution: Annotated[str, typer.Option(help="Of made-up samples: normal, uniform or images.")] = "normal",
+    distribution: Annotated[
+        str | None, typer.Option(help="Of made-up samples: normal (when absent), uniform or images.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of made-up samples, and of a zoo model's weights.")] = 0,
-    method: Annotated[str, typer.Option(help="Calibration: entropy, max, percentile or mse.")] = "entropy",
-    percentile: Annotated[float, typer.Option(help="For the method percentile.")] = 99.99,
+    method: Annotated[
+        str | None, typer.Option(help="Calibration: entropy (when absent), max, percentile or mse.")
+    ] = None,
+    percentile: Annotated[float | None, typer.Option(help="For the method percentile; 99.99 when absent.")] = None,
     max_samples: Annotated[int, typer.Option(min=0, help="Calibrate on at most so many samples; 0: all.")] = 0,
     calibration_table: Annotated[
         str | None,
@@ -101,15 +108,22 @@ def _optimize(
     if max_excluded and not automatic:
         raise InvalidArgumentError("--max-excluded limits --auto-exclude: give that too")
     calibrated = not (calibration_data is None and synthetic is None and calibration_table is None)
+    made = {"--method": method is not None, "--percentile": percentile is not None, "--max-samples": max_samples > 0}
+    if calibration_table is not None:
+        _refuse(made, "does not go with --calibration-table, which is made already")
+    if not calibrated:
+        _refuse({**made, "--exclude": bool(exclude), "--auto-exclude": automatic}, f"is of calibration: {_CALIBRATE}")
+    if method is None or method.lower() != "percentile":
+        _refuse({"--percentile": percentile is not None}, "is for --method percentile: give that too")
+    if synthetic is None:
+        _refuse({"--distribution": distribution is not None}, "is of made-up samples: give --synthetic N too")
     targets = [
         Target(b, p, profile(batch), pairs(option, "--option"))
         for b in backend or ["onnxruntime"]
         for p in precision or ["fp32"]
     ]
-    if not calibrated and any(t.precision in ("int8", "fp8") for t in targets):
-        raise InvalidArgumentError(
-            "int8 and fp8 need calibration: give --calibration-data DATASET, --synthetic N or --calibration-table FILE"
-        )
+    if not calibrated and any(t.precision.lower() in ("int8", "fp8") for t in targets):
+        raise InvalidArgumentError(f"int8 and fp8 need calibration: {_CALIBRATE}")
     if min_accuracy is not None and verification_data is None and calibration_data is None:
         raise InvalidArgumentError(
             "--min-accuracy needs labelled samples: give --verification-data (or --calibration-data); "
@@ -119,10 +133,10 @@ def _optimize(
         calibration = None
         if calibrated:
             calibration = Calibration(
-                method=method,
+                method=method or "entropy",
                 dataset=_dataset(client, calibration_data),
-                synthetic=Synthetic(distribution, synthetic, seed) if synthetic is not None else None,
-                percentile=percentile if method == "percentile" else 0.0,
+                synthetic=Synthetic(distribution or "normal", synthetic, seed) if synthetic is not None else None,
+                percentile=percentile or 0.0,
                 max_samples=max_samples,
                 exclude=tuple(exclude or ()),
                 table=calibration_table,
@@ -152,6 +166,12 @@ def _optimize(
             return
         engines = list(follow(job).engines)
     print_json(engines) if json else print_engines(engines)
+
+
+def _refuse(given: Mapping[str, bool], why: str) -> None:
+    """Raises InvalidArgumentError for options that would change nothing, when they are given."""
+    if wrong := [option for option, is_given in given.items() if is_given]:
+        raise InvalidArgumentError(f"{', '.join(wrong)} {why}")
 
 
 def _model(client: Client, text: str, name: str | None, seed: int) -> Model:

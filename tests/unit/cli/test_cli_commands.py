@@ -28,7 +28,7 @@ from enginehouse.cli.options import pairs, profile
 from enginehouse.cli.output import print_json, size
 from enginehouse.client.values import BatchProfile, ModelSignature, TensorSpec
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
-from enginehouse.v1 import engines_pb2
+from enginehouse.v1 import engines_pb2, optimizer_pb2
 
 ENGINE = f"{PROJECT}/engines/m-onnxruntime-fp32-0123456789ab"
 
@@ -98,7 +98,9 @@ def test_optimize_a_file_shows_its_stages(enginehouse: Any, servers: Servers) ->
         ("onnxruntime", engines_pb2.PRECISION_FP32, 4),
         ("onnxruntime", engines_pb2.PRECISION_INT8, 4),
     ]
-    assert request.calibration.dataset == f"{PROJECT}/datasets/data" and request.calibration.percentile == 99.99
+    assert request.calibration.dataset == f"{PROJECT}/datasets/data"
+    assert request.calibration.method == optimizer_pb2.CALIBRATION_METHOD_PERCENTILE
+    assert request.calibration.percentile == 0, "the server's own"
     as_json = enginehouse("optimize", "net", "--json")
     assert json.loads(as_json.out)[0]["name"] == ENGINE
 
@@ -113,6 +115,28 @@ def test_optimize_refuses_what_cannot_be_meant(enginehouse: Any) -> None:
     assert enginehouse(*["optimize", "m", "--synthetic", "4", "--calibration-data", "d"]).status == 2
     assert "there is no file" in enginehouse("optimize", "some/where.onnx").err
     assert "expected one of fp32" in enginehouse("optimize", "vgg16", "--precision", "int4").err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "max"], "--method is of calibration"),
+        (["--exclude", "Gemm", "--auto-exclude"], "--exclude, --auto-exclude is of calibration"),
+        (["--max-samples", "3"], "--max-samples is of calibration"),
+        (["--precision", "INT8"], "need calibration"),
+        (["--calibration-table", "t.json", "--method", "mse"], "does not go with --calibration-table"),
+        (["--calibration-table", "t.json", "--max-samples", "3"], "does not go with --calibration-table"),
+        (["--synthetic", "4", "--percentile", "99"], "is for --method percentile"),
+        (["--synthetic", "4", "--method", "max", "--percentile", "99"], "is for --method percentile"),
+        (["--calibration-data", "d", "--distribution", "images"], "--distribution is of made-up samples"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    enginehouse: Any, servers: Servers, options: list[str], words: str
+) -> None:
+    refused = enginehouse("optimize", "vgg16", *options)
+    assert refused.status == 2 and words in refused.err
+    assert servers.optimizer.requests == []
 
 
 def test_a_failed_job_names_its_log(enginehouse: Any, servers: Servers) -> None:
