@@ -24,11 +24,11 @@ _R = TypeVar("_R")
 _RETRIED = (
     ("enginehouse.v1.Blobs", ("FindBlob",)),
     ("enginehouse.v1.Models", ("GetModel", "ListModels", "GetDataset", "ListDatasets", "CreateModel", "CreateDataset")),
-    ("enginehouse.v1.Engines", ("GetEngine", "ListEngines")),
-    ("enginehouse.v1.Optimizer", ("Optimize", "GetStageLog")),
+    ("enginehouse.v1.Engines", ("GetEngine", "ListEngines", "PinEngine", "ImportEngine", "GetAlias", "ListAliases")),
+    ("enginehouse.v1.Optimizer", ("Optimize", "RetryOptimization", "GetStageLog")),
     ("enginehouse.v1.ServingConfigs", ("GetServingConfig", "ListServingConfigs")),
     ("enginehouse.v1.Telemetry", ("ListDevices", "GetSnapshot", "ListSamples")),
-    ("enginehouse.v1.Store", ("GetUsage",)),
+    ("enginehouse.v1.Store", ("GetUsage", "CollectGarbage")),
     ("google.longrunning.Operations", ("GetOperation", "ListOperations", "CancelOperation")),
 )
 _SERVICE_CONFIG = json.dumps(
