@@ -10,15 +10,18 @@ WORKERS := onnxruntime tensorflow
 TEST_WORKERS := tensorrt-rtx
 # Which tests run; empty in test-all.
 MARKS := -m 'not slow'
+# Damaged files for each parser in `make mutate`.
+MUTATIONS ?= 10000
 SOURCES := enginehouse services worker tests benchmarks protos
 
-.PHONY: help demo install install-dev test test-all test-unit test-integration test-worker lint format protos protos-check clean
+.PHONY: help demo install install-dev test test-all mutate test-unit test-integration test-worker lint format protos protos-check clean
 .PHONY: $(addprefix workers/,$(WORKERS) $(TEST_WORKERS))
 
 help:
 	@echo "make demo       install and run the whole job on this machine: train, optimize, serve, benchmark, report"
 	@echo "make test       install and run lint, unit, integration and worker tests"
 	@echo "make test-all   the same and the slow tests, README's examples among them: about 15 minutes on 2 cores"
+	@echo "make mutate     feed every parser and upload door 10,000 damaged files (MUTATIONS=...): hours on 2 cores"
 	@echo "make install    install into $(VENV), with a worker environment for each backend"
 	@echo "make lint       ruff, mypy, generated code, proto compatibility"
 	@echo "make protos     generate the Python of protos/"
@@ -76,6 +79,15 @@ test-integration: install-dev
 test-worker: install-dev
 	$(VENV)/workers/onnxruntime/bin/python -m pytest -c worker/pyproject.toml tests/worker $(MARKS) --ignore-glob='*test_tensorflow_*'
 	$(VENV)/workers/tensorflow/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorflow_*.py $(MARKS)
+
+# Counts of how each damaged file was answered; anything but a clear refusal or a result fails.
+mutate: export ENGINEHOUSE_MUTATIONS := $(MUTATIONS)
+mutate: install-dev
+	$(BIN)/python -m pytest -s -q --timeout 0 -k 'mutations or mutated or cost_an_error' tests/unit/artifacts tests/unit/optimizer
+	$(VENV)/workers/onnxruntime/bin/python -m pytest -s -q --timeout 0 -c worker/pyproject.toml -k 'mutations or mutated or cost_an_error' \
+	    tests/worker/test_datasets.py tests/worker/test_prepare.py tests/worker/test_archives.py
+	$(VENV)/workers/onnxruntime/bin/python tests/worker/fuzz_onnx.py $(MUTATIONS)
+	$(VENV)/workers/tensorflow/bin/python tests/worker/fuzz_freezing.py --count $(MUTATIONS)
 
 lint: install-dev protos-check
 	$(BIN)/ruff check $(SOURCES)
