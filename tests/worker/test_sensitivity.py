@@ -147,6 +147,49 @@ def test_what_cannot_be_reached_is_still_a_result(model: Path, table: Path, tmp_
     assert "Gemm" not in {row["type"] for row in report["layers"]}
 
 
+@pytest.mark.parametrize(("dialect", "expected"), [("onnxruntime", ["second", "first"]), ("tensorrt", ["second"])])
+def test_a_layer_that_reads_what_rounding_spoils_goes_with_the_layer_that_rounds(
+    dialect: str, expected: list[str], tmp_path: Path
+) -> None:
+    """One channel between two convolutions is far larger than the others, and scaled down again behind them."""
+    random = np.random.default_rng(0)
+    kernels = [0.3 * random.standard_normal((8, 8, 3, 3)).astype(np.float32) for _ in range(3)]
+    kernels[0][7] *= 1000
+    kernels[1][:, 7] /= 1000
+    nodes, value = [], "image"
+    for name in ("first", "second", "third"):
+        nodes.append(onnx.helper.make_node("Conv", [value, f"{name}_w"], [f"{name}_y"], name=name))
+        nodes.append(onnx.helper.make_node("Relu", [f"{name}_y"], [f"{name}_z"], name=f"{name}_relu"))
+        value = f"{name}_z"
+    graph = onnx.helper.make_graph(
+        nodes,
+        "outlier",
+        [onnx.helper.make_tensor_value_info("image", 1, ["n", 8, 8, 8])],
+        [onnx.helper.make_tensor_value_info(value, 1, ["n", 8, 2, 2])],
+        [onnx.numpy_helper.from_array(k, f"{n}_w") for n, k in zip(("first", "second", "third"), kernels, strict=True)],
+    )
+    (tmp_path / "model").mkdir()
+    outlier = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(outlier, tmp_path / "model" / "model.onnx")
+    inputs = {"model": tmp_path / "model"}
+    stage(calibrate, tmp_path / "table", inputs, synthetic=SYNTHETIC, method="max")
+    inputs["calibration"] = tmp_path / "table"
+    stage(
+        sensitivity,
+        tmp_path / "out",
+        inputs,
+        dialect=dialect,
+        synthetic=SYNTHETIC,
+        minimum_sqnr_db=25.0,
+        max_layers=2,
+    )
+    report = json.loads((tmp_path / "out" / "sensitivity.json").read_text())
+    assert report["quantized_sqnr_db"] < 15 and report["reached_sqnr_db"] >= 25 and "message" not in report
+    assert report["excluded"] == expected
+    ratios = [layer["sqnr_db"] for layer in report["layers"]]
+    assert ratios == sorted(ratios) and {row["name"] for row in report["layers"] if row["excluded"]} == set(expected)
+
+
 def test_a_damaged_report_is_refused(model: Path, table: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     write_json(tmp_path / "bad" / "sensitivity.json", {"dialect": "tensorrt", "excluded": [3]})

@@ -25,7 +25,7 @@ def search(
     reaches the target, then halving the interval finds the least. A handful of measurements for a hundred layers.
 
     Args:
-        noises: each layer's noise ratio when it alone is quantized, the largest first.
+        noises: each layer's noise ratio when it alone is quantized, in the order of exclusion: the most harmful first.
         everything: the measured noise ratio with every layer quantized.
         limit: exclude at most so many.
         measure: the measured noise ratio without the first so many layers.

@@ -20,6 +20,7 @@ from enginehouse_worker.quantization.model import REDUCE_RANGE, Quantization, re
 from enginehouse_worker.quantization.rules import DIALECTS
 from enginehouse_worker.sensitivity.measure import measure_layers, measure_model
 from enginehouse_worker.sensitivity.noise import shares, sqnr
+from enginehouse_worker.sensitivity.order import exclusion_orders
 from enginehouse_worker.sensitivity.report import FILE
 from enginehouse_worker.sensitivity.search import Found, search
 from enginehouse_worker.stages.context import Progress, Stage, StageContext
@@ -81,22 +82,33 @@ def run(ctx: StageContext) -> dict[str, Any]:
         ctx.progress(_MEASURING * share, f"{name} alone: {alone}")
 
     noises, references = measure_layers(quantization, placement, layers, dataset.batches(size), report)
-    order = sorted(range(len(layers)), key=lambda position: (-noises[position], position))
-    worst = [layers[position] for position in order]
-    search_progress = _Trials(ctx.progress)
+    trials = _Trials(ctx.progress)
 
-    def measure(count: int) -> float:
-        nodes = excluded | {layer.number for layer in worst[:count]}
+    def measure(nodes: frozenset[int]) -> float:
         widen = cpu.int8_products_saturate() and not reduced
-        ratio = measure_model(quantization, nodes, dataset.batches(size), references, widen)
-        search_progress.tried(count, ratio)
+        ratio = measure_model(quantization, excluded | nodes, dataset.batches(size), references, widen)
+        trials.tried(len(nodes), ratio)
         return ratio
 
-    everything = measure(0)
+    everything = measure(frozenset())
     limit = most if most is not None else max(1, len(layers) // 4)
-    ratios = [noises[position] for position in order]
-    found = search(ratios, everything, 10.0 ** (-minimum / 10.0), limit, measure)
-    content = _content(worst, ratios, everything, found, minimum, dataset)
+    ordered: list[Layer] = []
+    ratios: list[float] = []
+    found = Found(0, float("inf"), False)
+    for order in exclusion_orders(graph, dialect, placement, layers, noises):
+        numbers, in_order = [layers[position].number for position in order], [noises[position] for position in order]
+        tried = search(
+            in_order,
+            everything,
+            10.0 ** (-minimum / 10.0),
+            limit,
+            lambda count, numbers=numbers: measure(frozenset(numbers[:count])),  # type: ignore[misc]
+        )
+        if tried.reached or tried.ratio < found.ratio:
+            found, ordered, ratios = tried, [layers[position] for position in order], in_order
+        if found.reached:
+            break
+    content = _content(ordered, ratios, everything, found, minimum, dataset)
     if limit > 0 and not found.reached:
         content["message"] = _unreached(found, minimum, limit)
     write_json(ctx.output / FILE, {"dialect": dialect.name, "reduced_range": reduced, **content})
@@ -125,8 +137,9 @@ def _content(
     minimum: float,
     dataset: Dataset,
 ) -> dict[str, Any]:
+    measured = list(enumerate(zip(layers, ratios, shares(ratios), strict=True)))
     rows = []
-    for position, (layer, ratio, share) in enumerate(zip(layers, ratios, shares(ratios), strict=True)):
+    for position, (layer, ratio, share) in sorted(measured, key=lambda entry: -entry[1][1]):
         row = {
             "name": layer.name,
             "type": layer.op_type,
