@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +24,7 @@ from enginehouse_optimizer.storage.stage_results import StageResult
 
 from enginehouse.artifacts import Tree, TreeEntry
 from enginehouse.errors import FailedPreconditionError, InternalError
+from enginehouse.v1 import engines_pb2
 from enginehouse.v1 import optimizer_pb2 as pb
 
 DATA = Data(synthetic=Synthetic())
@@ -144,3 +146,38 @@ async def test_a_refusal_stays_one_when_its_explanation_is_not_as_expected(
     refusal = FailedPreconditionError("the INT8 engine is refused")
     reporter = JobReporter(jobs, job.number)
     assert await with_layers(refusal, blame, plan, "p", obtain, reporter, store) is refusal
+
+
+async def test_an_engine_that_is_built_again_keeps_its_bytes_while_they_are_there(
+    database: Database, tmp_path: Path
+) -> None:
+    index, jobs_manager = EngineIndex(database), manager(database, Jobs(database), tmp_path, Runner())
+    inputs = replace(INPUTS, targets=(Target("onnxruntime", "FP32"),), calibration=None)
+    plan = make_plan(inputs, {})
+    store = ProjectBlobs(tmp_path).of("p")
+    described = {
+        "backend": "onnxruntime", "backend_version": "1", "inputs": [], "outputs": [], "batched": True,
+        "max_batch_size": 64,
+    }  # fmt: skip
+
+    def tree(**files: Any) -> Tree:
+        texts = {name: json.dumps(value).encode() for name, value in files.items()}
+        return Tree(tuple(TreeEntry(name, store.put_bytes(data), len(data)) for name, data in texts.items()))
+
+    async def built(payload: str, samples: int) -> engines_pb2.Engine:
+        results = {stage.name: StageResult(Tree(()), {}, "") for stage in plan.stages}
+        engine = plan.engines[0]
+        results[engine.build] = StageResult(tree(**{"engine.json": described, "model.onnx": payload}), {}, "")
+        results[engine.verify] = StageResult(tree(**{"verification.json": {"samples": samples}}), {}, "")
+        return index.publish([await jobs_manager._engine("p", inputs, plan, 0, results)])[0]
+
+    first = await built("first", 1)
+    assert (await built("first", 2)).verification.samples == 2, "the same bytes, measured again"
+    other = await built("other", 3)
+    assert other.files == first.files and other.verification.samples == 2
+    assert index.find("p", first.key, first.model) == other
+    store.delete(next(file.digest for file in first.files if file.path == "model.onnx"))
+    repaired = await built("other", 3)
+    assert repaired.files != first.files and repaired.verification.samples == 3, "a build replaces what is lost"
+    assert index.find("p", first.key, first.model) == repaired
+    await jobs_manager.close()

@@ -22,7 +22,7 @@ from enginehouse_optimizer.pipeline.flights import StageRunner
 from enginehouse_optimizer.pipeline.inputs import Inputs
 from enginehouse_optimizer.pipeline.plan import Plan
 from enginehouse_optimizer.pipeline.planner import environments_of, make_plan
-from enginehouse_optimizer.pipeline.publish import engine_message, make_manifest
+from enginehouse_optimizer.pipeline.publish import engine_message, has_files, make_manifest
 from enginehouse_optimizer.pipeline.reporter import JobReporter
 from enginehouse_optimizer.pipeline.slots import Urgency
 from enginehouse_optimizer.pipeline.versions import EnvironmentVersions
@@ -210,8 +210,13 @@ class JobManager:
         found = self._engines.find(project, planned.key, inputs.model.name)
         if found is not None:
             manifest = replace(manifest, create_time=found.create_time.ToJsonString())
-            if engine_message(name, manifest, found.manifest_digest) == found:
+            again = engine_message(name, manifest, found.manifest_digest)
+            if again == found:
                 return found  # nothing new to say of it
+            if list(again.files) != list(found.files) and await in_thread(has_files, store, found):
+                # Builds need not repeat to the byte. What is served, pinned or exported must not change under its name.
+                _log.warning("an engine was built again with other bytes: the first ones stay", engine=name)
+                return found
         digest = await in_thread(store.put_bytes, manifest.to_json().encode())
         return engine_message(name, manifest, digest)
 

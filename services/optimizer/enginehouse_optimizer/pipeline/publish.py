@@ -12,7 +12,7 @@ from typing import Any
 
 from enginehouse.artifacts import BlobStore, EngineManifest
 from enginehouse.artifacts.manifest import DeviceSpec, ProfileSpec, StageRecord, TensorSpec
-from enginehouse.errors import InternalError, InvalidArgumentError
+from enginehouse.errors import DataLossError, InternalError, InvalidArgumentError, NotFoundError
 from enginehouse.v1 import engines_pb2 as pb
 from enginehouse_optimizer.pipeline.flights import read_json_file
 from enginehouse_optimizer.pipeline.inputs import Inputs
@@ -110,6 +110,16 @@ def _message(name: str, manifest: EngineManifest, manifest_digest: str) -> pb.En
     )
     message.create_time.FromJsonString(manifest.create_time)
     return message
+
+
+def has_files(store: BlobStore, engine: pb.Engine) -> bool:
+    """Whether every file of an engine is stored and undamaged. Reads the disk: call it from a thread."""
+    try:
+        for file in engine.files:
+            store.path(file.digest)
+    except (NotFoundError, DataLossError):
+        return False
+    return True
 
 
 def _model(name: str, manifest: EngineManifest) -> str:
