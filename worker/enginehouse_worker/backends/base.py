@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +104,26 @@ class Backend(Protocol):
 
     def load(self, engine: Path, *, device: str, options: Mapping[str, Any]) -> LoadedEngine:
         """Load an engine directory (`engine.json` and payload)."""
+
+
+@runtime_checkable
+class TimingCacheBackend(Protocol):
+    """A backend whose builds go faster with what an earlier build for the same device measured."""
+
+    name: str
+    takes_timing_cache: bool
+
+    def build(
+        self,
+        model: Path,
+        output: Path,
+        *,
+        precision: str,
+        profile: BatchProfile,
+        options: Mapping[str, Any],
+        timing_cache: Path | None = None,
+    ) -> dict[str, Any]:
+        """As `Backend.build`. `timing_cache` is a directory that may hold a `timing.cache`; `output` gets a new one."""
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

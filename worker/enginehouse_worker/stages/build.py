@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from enginehouse_worker.backends import registry
-from enginehouse_worker.backends.base import BatchProfile
+from enginehouse_worker.backends.base import BatchProfile, TimingCacheBackend
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.stages.context import Stage, StageContext
 from enginehouse_worker.stages.params import Params
 
 _PARAMS = ("backend", "precision", "profile", "options")
 _MAX_BATCH = 65536
+_PACKAGES = ("onnxruntime", "tensorflow-cpu", "tensorflow", "tensorrt", "tensorrt-rtx-cu13-bindings", "onnx", "numpy")
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -23,8 +25,22 @@ def run(ctx: StageContext) -> dict[str, Any]:
     profile = _profile(params.nested("profile", ("min", "opt", "max")))
     model = ctx.input("model")
     ctx.progress(0.1, f"{backend.name} builds at {precision}")
-    engine = backend.build(model, ctx.output, precision=precision, profile=profile, options=params.mapping("options"))
-    return {"engine": engine}
+    options = params.mapping("options")
+    if "timing_cache" not in ctx.inputs:
+        engine = backend.build(model, ctx.output, precision=precision, profile=profile, options=options)
+    elif isinstance(backend, TimingCacheBackend):
+        cache = ctx.input("timing_cache")
+        engine = backend.build(
+            model, ctx.output, precision=precision, profile=profile, options=options, timing_cache=cache
+        )
+    else:
+        raise WorkerError("INVALID_ARGUMENT", f"backend {backend.name!r} has no timing cache; leave that input out")
+    return {"engine": engine, **_timing_cache(ctx.output)}
+
+
+def _timing_cache(output: Path) -> dict[str, Any]:
+    path = output / "timing.cache"
+    return {"timing_cache_bytes": path.stat().st_size} if path.is_file() else {}
 
 
 def _profile(params: Params) -> BatchProfile:
@@ -38,4 +54,4 @@ def _profile(params: Params) -> BatchProfile:
     return profile
 
 
-STAGE = Stage("build", ("model",), run, ("onnxruntime", "tensorflow-cpu", "tensorflow", "onnx", "numpy"))
+STAGE = Stage("build", ("model", "timing_cache"), run, _PACKAGES)

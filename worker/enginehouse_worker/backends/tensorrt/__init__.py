@@ -14,16 +14,32 @@ class TensorRtBackend:
     """An engine is a serialized plan, for one type of GPU and one version of TensorRT."""
 
     name = "tensorrt"
+    takes_timing_cache = True
 
     def version(self) -> str:
         return framework_version(self.name)
 
     def build(
-        self, model: Path, output: Path, *, precision: str, profile: BatchProfile, options: Mapping[str, Any]
+        self,
+        model: Path,
+        output: Path,
+        *,
+        precision: str,
+        profile: BatchProfile,
+        options: Mapping[str, Any],
+        timing_cache: Path | None = None,
     ) -> dict[str, Any]:
         from enginehouse_worker.backends.tensorrt.builder import build
 
-        return build(model, output, precision=precision, profile=profile, options=options, version=self.version())
+        return build(
+            model,
+            output,
+            precision=precision,
+            profile=profile,
+            options=options,
+            version=self.version(),
+            timing_cache=timing_cache,
+        )
 
     def load(self, engine: Path, *, device: str, options: Mapping[str, Any]) -> LoadedEngine:
         from enginehouse_worker.backends.tensorrt.runtime import load

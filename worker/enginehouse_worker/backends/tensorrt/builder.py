@@ -10,56 +10,65 @@ from typing import Any
 from enginehouse_worker.backends.base import BatchProfile
 from enginehouse_worker.backends.engine_files import describe_engine, write_engine
 from enginehouse_worker.backends.tensorrt import cuda
+from enginehouse_worker.backends.tensorrt.inspector import FILE as INSPECTOR
+from enginehouse_worker.backends.tensorrt.inspector import inspect
 from enginehouse_worker.backends.tensorrt.library import Library, open_library
 from enginehouse_worker.backends.tensorrt.network import parse
 from enginehouse_worker.backends.tensorrt.options import BuildOptions, build_options
+from enginehouse_worker.backends.tensorrt.precision import check_precision, set_precision, typed_source
 from enginehouse_worker.backends.tensorrt.runtime import load
 from enginehouse_worker.backends.tensorrt.shapes import Profile, batch_profiles, make_profiles, parse_shapes
 from enginehouse_worker.backends.trial import run_trial
 from enginehouse_worker.errors import WorkerError
-from enginehouse_worker.files import sole_file, write_whole
+from enginehouse_worker.files import sole_file, write_json, write_whole
 from enginehouse_worker.graphs.signature_file import read_signature
 
 PAYLOAD = "model.plan"
-LAYERS = "layers.json"
-PRECISIONS = ("FP32", "TF32", "FP16", "BF16", "INT8")
-# Builder flags of each precision where the network is weakly typed. INT8 by Q/DQ, the rest FP16.
-_FLAGS: Mapping[str, tuple[str, ...]] = {
-    "FP32": (),
-    "TF32": ("TF32",),
-    "FP16": ("TF32", "FP16"),
-    "BF16": ("TF32", "BF16"),
-    "INT8": ("TF32", "FP16", "INT8"),
-}
+TIMING_CACHE = "timing.cache"
+_DEVICE = "cuda:0"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A serialized engine, what the inspector says of its layers (JSON), and the timing cache after the build."""
+    """A serialized engine, and the timing cache after the build: empty where the version has none."""
 
     data: bytes
-    layers: str
     timing_cache: bytes
 
 
 def build(
-    model: Path, output: Path, *, precision: str, profile: BatchProfile, options: Mapping[str, Any], version: str
+    model: Path,
+    output: Path,
+    *,
+    precision: str,
+    profile: BatchProfile,
+    options: Mapping[str, Any],
+    version: str,
+    timing_cache: Path | None = None,
 ) -> dict[str, Any]:
     """Build an engine from a directory with one ONNX file and its signature; returns `engine.json`'s content.
+
+    Args:
+        timing_cache: a directory with the `timing.cache` of an earlier build. One of another device or version is of no
+            use and does no harm.
 
     Raises:
         WorkerError: FAILED_PRECONDITION for what this version or GPU lacks; INVALID_ARGUMENT for a model that TensorRT
             does not take, or a bad option.
     """
     library, chosen = open_library(), build_options(options)
-    device = cuda.open_device("cuda:0")
+    check_precision(library, precision)
+    device = _device(library, chosen)
     signature = read_signature(model)
     shapes = parse_shapes(str(options.get("shapes", "")))
     profiles = make_profiles(signature, batch_profiles(profile, options), shapes)
-    source = sole_file(model, (".onnx",), "the model")
-    plan = make_plan(library, source, precision, profiles, chosen)
+    source = typed_source(library, sole_file(model, (".onnx",), "the model"), precision)
+    known = timing_cache / TIMING_CACHE if timing_cache is not None else None
+    cache = known.read_bytes() if known is not None and known.is_file() else b""
+    plan = make_plan(library, source, precision, profiles, chosen, cache)
     write_whole(output / PAYLOAD, plan.data)
-    write_whole(output / LAYERS, plan.layers.encode())
+    if plan.timing_cache:
+        write_whole(output / TIMING_CACHE, plan.timing_cache)
     engine = {
         **describe_engine(
             backend="tensorrt",
@@ -68,83 +77,82 @@ def build(
             signature=signature,
             profile=profile,
             payload=PAYLOAD,
-            device=device.to_json(),
+            device=device,
             options=options,
         ),
         "library": library.trt.__name__,
+        "strongly_typed": not library.weakly_typed,
         "profiles": [vars(item.batch) for item in profiles],
         "version_compatible": chosen.version_compatible,
         "hardware_compatible": chosen.hardware_compatible,
+        "trial": "not run: no GPU" if chosen.compute_capability else "run",
     }
     write_engine(output, engine)
-    loaded = load(output, device="cuda:0", options=options)
-    try:
-        run_trial(loaded, profile)
-    finally:
-        loaded.close()
+    if not chosen.compute_capability:
+        if (found := inspect(library, plan.data)) is not None:
+            write_json(output / INSPECTOR, found)
+        loaded = load(output, device=_DEVICE, options=options)
+        try:
+            run_trial(loaded, profile)
+        finally:
+            loaded.close()
     return engine
+
+
+def _device(library: Library, options: BuildOptions) -> dict[str, str]:
+    """What the manifest says of the device: the one that is here, or any of the named compute capability."""
+    if not options.compute_capability:
+        return cuda.open_device(_DEVICE).to_json()
+    if not library.rtx:
+        raise WorkerError(
+            "FAILED_PRECONDITION",
+            f"{library.name} builds for the GPU that it runs on; option 'compute_capability' is TensorRT for RTX's",
+        )
+    _compute_capability(library, options.compute_capability)
+    return {"kind": "gpu", "product": "any", "compute_capability": options.compute_capability}
+
+
+def _compute_capability(library: Library, text: str) -> Any:
+    found = library.flag("ComputeCapability", f"SM{text.replace('.', '')}")
+    if found is None:
+        members = (name for name in library.trt.ComputeCapability.__members__ if name.startswith("SM"))
+        known = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in members)
+        raise WorkerError(
+            "FAILED_PRECONDITION", f"{library.name} does not build for compute capability {text}; it knows {known}"
+        )
+    return found
 
 
 def make_plan(
     library: Library,
-    model: Path,
+    model: Path | bytes,
     precision: str,
     profiles: Sequence[Profile],
     options: BuildOptions,
     timing_cache: bytes = b"",
 ) -> Plan:
-    """Parse and build. Needs a GPU, except with TensorRT for RTX.
+    """Parse and build. Needs a GPU, except where TensorRT for RTX builds for a named compute capability.
 
     Raises:
         WorkerError: as `build`.
     """
-    trt = library.trt
-    builder = trt.Builder(library.logger)
+    builder = library.trt.Builder(library.logger)
     network, parser = parse(library, builder, model, strongly_typed=not library.weakly_typed)
     config = builder.create_builder_config()
     set_precision(library, config, network, precision)
     set_options(library, config, options)
     for profile in profiles:
-        config.add_optimization_profile(_optimization_profile(builder, network, profile))
-    cache = _set_timing_cache(config, timing_cache)
+        if config.add_optimization_profile(optimization_profile(builder, network, profile)) < 0:
+            reason = library.messages.take_errors() or "no reason given"
+            raise WorkerError("INVALID_ARGUMENT", f"TensorRT does not take the profile {profile.inputs}: {reason}")
+    cache = None if library.rtx else _set_timing_cache(config, timing_cache)
     data = builder.build_serialized_network(network, config)
     if data is None:
         reason = library.messages.take_errors() or "TensorRT gave no reason; the log may have one"
-        raise WorkerError("INVALID_ARGUMENT", f"TensorRT cannot build the engine: {reason}")
-    plan = bytes(data)
-    del parser
-    return Plan(plan, _layers(library, plan), b"" if cache is None else bytes(cache.serialize()))
-
-
-def set_precision(library: Library, config: Any, network: Any, precision: str) -> None:
-    """Allow the precision's types, where they are flags; where types are the graph's own, they must be there.
-
-    Raises:
-        WorkerError: FAILED_PRECONDITION for a precision that this version does not have; INVALID_ARGUMENT for INT8
-            without Q/DQ in the model, or the other way round.
-    """
-    if precision not in PRECISIONS:
-        raise WorkerError("FAILED_PRECONDITION", f"backend 'tensorrt' has {', '.join(PRECISIONS)}, not {precision}")
-    quantize = library.flag("LayerType", "QUANTIZE")
-    quantized = any(network.get_layer(index).type == quantize for index in range(network.num_layers))
-    if quantized != (precision == "INT8"):
-        found, wanted = ("has", "an FP32 model") if quantized else ("has no", "the quantize stage's model")
-        raise WorkerError("INVALID_ARGUMENT", f"the model {found} Q/DQ nodes; {precision} is built from {wanted}")
-    if not library.weakly_typed:
-        if precision not in ("FP32", "TF32", "INT8"):
-            raise WorkerError(
-                "FAILED_PRECONDITION",
-                f"{library.trt.__name__} {library.trt.__version__} takes types from the graph, and the graph is FP32: "
-                f"{precision} needs a TensorRT with precision flags for now",
-            )
-        if precision != "FP32" and (flag := library.flag("BuilderFlag", "TF32")) is not None:
-            config.set_flag(flag)
-        return
-    tf32 = library.flag("BuilderFlag", "TF32")
-    if tf32 is not None:
-        config.clear_flag(tf32)  # TensorRT sets it by itself
-    for name in _FLAGS[precision]:
-        config.set_flag(library.require("BuilderFlag", name, name))
+        code = "RESOURCE_EXHAUSTED" if "OutOfMemory" in reason or "out of memory" in reason else "INVALID_ARGUMENT"
+        raise WorkerError(code, f"{library.name} cannot build the engine: {reason}")
+    del parser  # it held the network's weights
+    return Plan(bytes(data), b"" if cache is None else bytes(cache.serialize()))
 
 
 def set_options(library: Library, config: Any, options: BuildOptions) -> None:
@@ -157,18 +165,29 @@ def set_options(library: Library, config: Any, options: BuildOptions) -> None:
     if options.optimization_level >= 0:
         if not hasattr(config, "builder_optimization_level"):
             raise WorkerError(
-                "FAILED_PRECONDITION", f"TensorRT {trt.__version__} has no optimization levels; 8.6 and later have them"
+                "FAILED_PRECONDITION", f"{library.name} has no optimization levels; TensorRT 8.6 and later have them"
             )
         config.builder_optimization_level = options.optimization_level
     if options.workspace_mib:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if library.rtx and (options.version_compatible or options.hardware_compatible):
+        what = "version" if options.version_compatible else "hardware"
+        raise WorkerError(
+            "FAILED_PRECONDITION", f"{library.name} has no {what} compatibility: build for each compute_capability"
+        )
     if options.version_compatible:
         config.set_flag(library.require("BuilderFlag", "VERSION_COMPATIBLE", "version compatibility"))
     if options.hardware_compatible:
         level = library.require("HardwareCompatibilityLevel", "AMPERE_PLUS", "hardware compatibility")
         config.hardware_compatibility_level = level
     if options.strip_weights:
-        config.set_flag(library.require("BuilderFlag", "STRIP_PLAN", "weight stripping"))
+        flag = library.require("BuilderFlag", "STRIP_PLAN", "weight stripping")
+        if options.compute_capability:
+            raise WorkerError("FAILED_PRECONDITION", f"{library.name} strips weights only where there is a GPU")
+        config.set_flag(flag)
+    if options.compute_capability:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(_compute_capability(library, options.compute_capability), 0)
     sharing = library.flag("PreviewFeature", "PROFILE_SHARING_0806")
     if sharing is not None:
         config.set_preview_feature(sharing, True)
@@ -181,38 +200,38 @@ def set_options(library: Library, config: Any, options: BuildOptions) -> None:
         config.profiling_verbosity = detailed
 
 
-def _optimization_profile(builder: Any, network: Any, profile: Profile) -> Any:
+def optimization_profile(builder: Any, network: Any, profile: Profile) -> Any:
+    """TensorRT's own object for a profile.
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT naming an input of the network that the profile lacks or does not fit.
+    """
     made = builder.create_optimization_profile()
     for index in range(network.num_inputs):
-        name = network.get_input(index).name
-        shapes = profile.inputs.get(name)
+        tensor = network.get_input(index)
+        shapes = profile.inputs.get(tensor.name)
         if shapes is None:
             known = ", ".join(sorted(profile.inputs))
-            raise WorkerError("INVALID_ARGUMENT", f"the model's input {name!r} is not in its signature ({known})")
-        made.set_shape(name, shapes.min, shapes.opt, shapes.max)
+            raise WorkerError(
+                "INVALID_ARGUMENT", f"the model's input {tensor.name!r} is not in its signature ({known})"
+            )
+        declared = tuple(tensor.shape)
+        for shape in (shapes.min, shapes.opt, shapes.max):
+            if len(shape) != len(declared) or any(d >= 0 and d != s for d, s in zip(declared, shape, strict=False)):
+                raise WorkerError(
+                    "INVALID_ARGUMENT",
+                    f"the model's input {tensor.name!r} takes {list(declared)}, and the profile has {list(shape)}",
+                )
+        made.set_shape(tensor.name, shapes.min, shapes.opt, shapes.max)
     return made
 
 
 def _set_timing_cache(config: Any, data: bytes) -> Any:
+    """The cache in use. One of another device or version is refused, and an empty one made in its place."""
     if not hasattr(config, "create_timing_cache"):
         return None
-    cache = config.create_timing_cache(data)
-    # A cache of another device or version is refused, and an empty one made in its place.
-    if not config.set_timing_cache(cache, False):
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)
-    return cache
-
-
-def _layers(library: Library, plan: bytes) -> str:
-    """What the inspector says; empty JSON where the plan cannot be loaded here."""
-    trt = library.trt
-    try:
-        engine = trt.Runtime(library.logger).deserialize_cuda_engine(plan)
-    except Exception:  # a plan for another device
-        engine = None
-    if engine is None:
-        library.messages.take_errors()
-        return "{}"
-    inspector = engine.create_engine_inspector()
-    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    for content in (data, b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None

@@ -8,14 +8,15 @@ import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import util
-from typing import Any
+from typing import Any, NoReturn
 
 from enginehouse_worker.errors import WorkerError
 
 # In the order of preference: the full TensorRT first.
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings")
 # What a version lacks and which has it, for errors (decision 4: named, never faked).
-SINCE = {"BF16": "9.0", "weight stripping": "10.0"}
+SINCE = {"BF16": "9.0", "FP8": "9.0", "version compatibility": "8.6", "hardware compatibility": "8.6"}
+SINCE |= {"weight stripping": "10.0"}
 
 
 class Messages:
@@ -51,8 +52,11 @@ class Library:
 
     @property
     def weakly_typed(self) -> bool:
-        """Precisions are builder flags; otherwise they are the graph's own types."""
-        return not self.rtx and self.flag("BuilderFlag", "FP16") is not None
+        """Precisions are builder flags, for want of strongly typed networks, where they are the graph's own types.
+
+        TensorRT 8 has only the former, TensorRT 11 and TensorRT for RTX only the latter.
+        """
+        return not self.rtx and self.flag("NetworkDefinitionCreationFlag", "STRONGLY_TYPED") is None
 
     def require(self, kind: str, name: str, what: str) -> Any:
         """A flag that was asked for.
@@ -62,10 +66,19 @@ class Library:
         """
         found = self.flag(kind, name)
         if found is None:
-            since = SINCE.get(what)
-            later = f"; TensorRT {since} and later have it" if since else ""
-            raise WorkerError("FAILED_PRECONDITION", f"TensorRT {self.trt.__version__} has no {what}{later}")
+            self.lacks(what)
         return found
+
+    def lacks(self, what: str) -> NoReturn:
+        """Raise FAILED_PRECONDITION, naming the version that has it."""
+        since = SINCE.get(what)
+        later = f"; TensorRT {since} and later have it" if since else ""
+        raise WorkerError("FAILED_PRECONDITION", f"{self.name} has no {what}{later}")
+
+    @property
+    def name(self) -> str:
+        """The library and its version, for messages."""
+        return f"{'TensorRT for RTX' if self.rtx else 'TensorRT'} {self.trt.__version__}"
 
 
 @lru_cache(maxsize=1)

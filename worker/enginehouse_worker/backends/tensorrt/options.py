@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from enginehouse_worker.backends import options as read
+from enginehouse_worker.errors import WorkerError
 
 BUILD_OPTIONS = (
     "profiles",
@@ -16,6 +18,7 @@ BUILD_OPTIONS = (
     "version_compatible",
     "hardware_compatible",
     "strip_weights",
+    "compute_capability",
 )
 LOAD_OPTIONS = ("cuda_graphs", "spinning")
 _BOOLEAN = ("true", "false")
@@ -23,13 +26,17 @@ _BOOLEAN = ("true", "false")
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """`optimization_level` 0 to 5 (-1: TensorRT's own), `workspace_mib` 0: what the device has."""
+    """`optimization_level` 0 to 5 (-1: TensorRT's own), `workspace_mib` 0: what the device has.
+
+    `compute_capability` ("8.9", empty: the device's own) is TensorRT for RTX's: it builds without a GPU.
+    """
 
     optimization_level: int
     workspace_mib: int
     version_compatible: bool
     hardware_compatible: bool
     strip_weights: bool
+    compute_capability: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ def build_options(options: Mapping[str, Any]) -> BuildOptions:
         _flag(options, "version_compatible"),
         _flag(options, "hardware_compatible"),
         _flag(options, "strip_weights"),
+        _compute_capability(options),
     )
 
 
@@ -68,6 +76,15 @@ def load_options(options: Mapping[str, Any]) -> LoadOptions:
     """
     read.check_known(options, (*BUILD_OPTIONS, *LOAD_OPTIONS), "tensorrt")
     return LoadOptions(read.integer(options, "cuda_graphs", 16, 0, 4096), _flag(options, "spinning", "true"))
+
+
+def _compute_capability(options: Mapping[str, Any]) -> str:
+    value = str(options.get("compute_capability", ""))
+    if not re.fullmatch(r"(\d{1,2}\.\d)?", value):
+        raise WorkerError(
+            "INVALID_ARGUMENT", f"option 'compute_capability' is {value!r}; expected a GPU's, such as 8.9"
+        )
+    return value
 
 
 def _flag(options: Mapping[str, Any], name: str, default: str = "false") -> bool:

@@ -53,15 +53,22 @@ def load(engine: Path, *, device: str, options: Mapping[str, Any]) -> TensorRtEn
 def check_fits(description: Mapping[str, Any], module: str, version: str, facts: cuda.DeviceFacts) -> None:
     """Raise FAILED_PRECONDITION, naming both sides, for a plan of another GPU or TensorRT."""
     built = description.get("device", {})
-    capability = str(built.get("compute_capability", ""))
-    same_device = capability == facts.compute_capability and built.get("product") == facts.product
+    product, capability = str(built.get("product", "")), str(built.get("compute_capability", ""))
+    same_device = capability == facts.compute_capability and product in ("any", facts.product)
     ampere = float(facts.compute_capability) >= 8.0
     if not same_device and not (description.get("hardware_compatible") and ampere):
         raise WorkerError(
             "FAILED_PRECONDITION",
-            f"the engine was built for {built.get('product')} (compute capability {capability}); this GPU is "
+            f"the engine was built for {product} (compute capability {capability}); this GPU is "
             f"{facts.product} ({facts.compute_capability}). Build one for it: enginehouse optimize MODEL --target "
             f"tensorrt:{str(description.get('precision', 'fp16')).lower()} on a machine with that GPU",
+        )
+    library = str(description.get("library", module))
+    if ("rtx" in library) != ("rtx" in module):
+        raise WorkerError(
+            "FAILED_PRECONDITION",
+            f"the engine was built by {library!r}, and {module!r} is installed here: TensorRT and TensorRT for RTX do not "
+            "run each other's engines; build it again with this one",
         )
     theirs = str(description.get("backend_version", ""))
     same_major = theirs.partition(".")[0] == version.partition(".")[0]

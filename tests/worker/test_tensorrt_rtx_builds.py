@@ -1,0 +1,216 @@
+"""The TensorRT builder, run for real on machines without a GPU: TensorRT for RTX parses and builds there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from enginehouse_worker.backends.base import BatchProfile
+from enginehouse_worker.backends.registry import get
+from enginehouse_worker.backends.tensorrt.library import open_library
+from enginehouse_worker.errors import WorkerError
+from enginehouse_worker.files import write_json
+from enginehouse_worker.graphs.index import index_graph
+from enginehouse_worker.graphs.signature import model_signature
+from enginehouse_worker.quantization.insert import insert
+from enginehouse_worker.quantization.placement import place
+from enginehouse_worker.quantization.rules import TENSORRT
+from enginehouse_worker.quantization.scales import symmetric_scale
+from networks import Network, residual_classifier
+from onnx import TensorProto, helper, numpy_helper
+from stages import run, succeed
+from transformer import encoder
+
+HERE = {"compute_capability": "8.9"}
+PROFILE = BatchProfile(1, 4, 8)
+
+
+def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
+    graph = index_graph(model)
+    placement = place(graph, TENSORRT)
+    return insert(graph, placement, TENSORRT, {t: symmetric_scale(4.0) for t in placement.range_of})
+
+
+def write(directory: Path, model: onnx.ModelProto) -> Path:
+    """A stage's output: the model and its signature."""
+    directory.mkdir()
+    onnx.save(model, str(directory / "model.onnx"))
+    write_json(directory / "signature.json", model_signature(directory, model).to_json())
+    return directory
+
+
+def build(directory: Path, model: onnx.ModelProto, precision: str = "FP32", **options: Any) -> dict[str, Any]:
+    output = directory / f"{precision.lower()}-engine"
+    output.mkdir()
+    source = write(directory / f"{precision.lower()}-model", model)
+    chosen = {**HERE, **options}
+    return get("tensorrt").build(source, output, precision=precision, profile=PROFILE, options=chosen)
+
+
+def refusal(directory: Path, model: onnx.ModelProto, precision: str = "FP32", **options: Any) -> WorkerError:
+    with pytest.raises(WorkerError) as caught:
+        build(directory, model, precision, **options)
+    return caught.value
+
+
+def one_node(op_type: str, *constants: np.ndarray, shape: tuple[Any, ...] = ("batch", 4, 8, 8)) -> onnx.ModelProto:
+    names = [f"c{i}" for i in range(len(constants))]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node(op_type, ["r", *names], ["y"], name="culprit"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(c, n) for c, n in zip(constants, names, strict=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@pytest.mark.parametrize("precision", ["FP32", "TF32", "FP16", "BF16", "INT8"])
+def test_every_precision_builds_without_a_gpu(tmp_path: Path, precision: str) -> None:
+    model = residual_classifier()
+    engine = build(tmp_path, quantized(model) if precision == "INT8" else model, precision)
+    output = tmp_path / f"{precision.lower()}-engine"
+    assert json.loads((output / "engine.json").read_text()) == engine
+    assert engine["device"] == {"kind": "gpu", "product": "any", "compute_capability": "8.9"}
+    assert engine["trial"] == "not run: no GPU"
+    assert engine["strongly_typed"] is True
+    assert engine["precision"] == precision
+    assert (output / "model.plan").stat().st_size > 10_000
+    # TensorRT for RTX measures nothing at build time, and no plan can be inspected without a GPU.
+    assert sorted(path.name for path in output.iterdir()) == ["engine.json", "model.plan"]
+
+
+def test_a_plan_holds_16_bit_weights_in_fp16_and_8_bit_ones_in_int8(tmp_path: Path) -> None:
+    net = Network((64, 4, 4))
+    x = "input"
+    for _ in range(6):
+        x = net.conv(x, 128)
+    model = net.model({x: ["batch", 128, 4, 4]})
+    sizes = []
+    for precision in ("FP32", "FP16", "INT8"):
+        build(tmp_path, quantized(model) if precision == "INT8" else model, precision)
+        sizes.append((tmp_path / f"{precision.lower()}-engine" / "model.plan").stat().st_size)
+    weights = 4 * sum(int(np.prod(t.dims)) for t in model.graph.initializer)
+    # Code comes on top of weights.
+    assert sizes[0] > weights
+    assert sizes[0] - sizes[1] > 0.4 * weights
+    assert sizes[1] - sizes[2] > 0.15 * weights
+
+
+def test_a_transformer_with_dynamic_lengths_builds_with_a_range(tmp_path: Path) -> None:
+    engine = build(
+        tmp_path, encoder(layers=1), "FP16", shapes="input_ids=4/16/32,attention_mask=4/16/32", profiles="1:1:1"
+    )
+    assert [p["max"] for p in engine["profiles"]] == [8, 1]
+
+
+def test_the_stage_builds_and_says_what_with(tmp_path: Path) -> None:
+    source = write(tmp_path / "model", residual_classifier())
+    (tmp_path / "cache").mkdir()
+    params = {"backend": "tensorrt", "precision": "fp16", "profile": {"min": 1, "opt": 4, "max": 8}, "options": HERE}
+    done = succeed("build", tmp_path / "out", {"model": source, "timing_cache": tmp_path / "cache"}, **params)
+    assert done.result["engine"]["backend_version"] == open_library().trt.__version__
+    assert "tensorrt-rtx-cu13-bindings" in done.result["packages"]
+    assert "timing_cache_bytes" not in done.result
+
+
+def test_without_a_gpu_a_compute_capability_must_be_named(tmp_path: Path) -> None:
+    source = write(tmp_path / "model", residual_classifier())
+    error = run("build", tmp_path / "out", {"model": source}, backend="tensorrt", precision="FP32").error
+    assert error["code"] == "FAILED_PRECONDITION"
+
+
+# What TensorRT does not take
+
+
+def test_an_operator_that_it_lacks_is_named_with_its_node(tmp_path: Path) -> None:
+    error = refusal(tmp_path, one_node("Det"))
+    assert error.code == "INVALID_ARGUMENT"
+    assert "node 'culprit' (Det)" in error.message
+    assert "does not have this operator" in error.message
+
+
+def test_a_node_with_impossible_shapes_is_named_and_no_missing_gpu_is_blamed(tmp_path: Path) -> None:
+    model = one_node("Reshape", np.array([3, 5], np.int64), shape=(2, 8))
+    error = refusal(tmp_path, model)
+    assert "node 'culprit' (Reshape)" in error.message
+    assert "[2,8] to [3,5]" in error.message
+    assert "cuda" not in error.message.lower()
+
+
+def test_a_zero_point_is_refused_with_its_node(tmp_path: Path) -> None:
+    model = quantized(residual_classifier())
+    zero_point = next(t for t in model.graph.initializer if t.name == "input/zero_point")
+    zero_point.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), zero_point.name))
+    error = refusal(tmp_path, model, "INT8")
+    assert "node 'input/QuantizeLinear' (QuantizeLinear)" in error.message
+    assert "zero point" in error.message.lower()
+
+
+def test_a_dynamic_dimension_needs_a_range(tmp_path: Path) -> None:
+    error = refusal(tmp_path, encoder(layers=1))
+    assert (error.code, "'input_ids'" in error.message, "shapes=input_ids=" in error.message) == (
+        "INVALID_ARGUMENT",
+        True,
+        True,
+    )
+
+
+def test_a_range_must_fit_its_input(tmp_path: Path) -> None:
+    error = refusal(tmp_path, residual_classifier(), shapes="input=3x8x8/3x16x16/3x16x16")
+    assert error.code == "INVALID_ARGUMENT"
+    assert "'input'" in error.message and "[3, 16, 16]" in error.message
+
+
+def test_a_network_whose_input_is_not_as_its_signature_says_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "model", residual_classifier(size=16))
+    onnx.save(residual_classifier(size=32), str(source / "model.onnx"))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(
+        WorkerError, match=r"input 'input' takes \[-1, 3, 32, 32\], and the profile has \[1, 3, 16, 16\]"
+    ):
+        get("tensorrt").build(source, tmp_path / "out", precision="FP32", profile=PROFILE, options=HERE)
+
+
+@pytest.mark.parametrize(("precision", "given"), [("INT8", False), ("FP16", True), ("FP32", True)])
+def test_int8_wants_pairs_and_nothing_else_does(tmp_path: Path, precision: str, given: bool) -> None:
+    model = residual_classifier()
+    error = refusal(tmp_path, quantized(model) if given else model, precision)
+    assert error.code == "INVALID_ARGUMENT"
+    assert "Q/DQ" in error.message
+
+
+def test_fp8_and_unknown_precisions_are_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, residual_classifier(), "FP8")
+    assert (error.code, error.message) == (
+        "FAILED_PRECONDITION",
+        "backend 'tensorrt' does not build FP8 yet: use INT8 or FP16",
+    )
+    (tmp_path / "more").mkdir()
+    assert refusal(tmp_path / "more", residual_classifier(), "INT4").code == "FAILED_PRECONDITION"
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "says"),
+    [("9.0", "FAILED_PRECONDITION", "7.5, 8.0, 8.6, 8.9, 12.0, 12.1"), ("ada", "INVALID_ARGUMENT", "such as 8.9")],
+)
+def test_a_compute_capability_that_it_does_not_know(tmp_path: Path, value: str, code: str, says: str) -> None:
+    error = refusal(tmp_path, residual_classifier(), compute_capability=value)
+    assert error.code == code
+    assert says in error.message
+
+
+@pytest.mark.parametrize("option", ["hardware_compatible", "version_compatible", "strip_weights"])
+def test_what_tensorrt_for_rtx_lacks_is_said(tmp_path: Path, option: str) -> None:
+    error = refusal(tmp_path, residual_classifier(), **{option: "true"})
+    assert error.code == "FAILED_PRECONDITION"
+    assert error.message.startswith("TensorRT for RTX 1.")
