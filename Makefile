@@ -79,6 +79,7 @@ test-integration: install-dev
 test-worker: install-dev
 	$(VENV)/workers/onnxruntime/bin/python -m pytest -c worker/pyproject.toml tests/worker $(MARKS) --ignore-glob='*test_tensorflow_*'
 	$(VENV)/workers/tensorflow/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorflow_*.py $(MARKS)
+	$(VENV)/workers/tensorrt-rtx/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorrt_rtx_*.py $(MARKS)
 
 # Counts of how each damaged file was answered; anything but a clear refusal or a result fails.
 mutate: export ENGINEHOUSE_MUTATIONS := $(MUTATIONS)

@@ -106,15 +106,10 @@ def test_options_are_checked() -> None:
     options = build_options({"optimization_level": "5", "compute_capability": "12.0", "cuda_graphs": "4"})
     assert (options.optimization_level, options.compute_capability) == (5, "12.0")
     assert load_options({"cuda_graphs": "4", "profiles": "1:1:1"}).cuda_graphs == 4
-    bad = (
-        {"optimisation_level": "5"},
-        {"workspace_mib": "-1"},
-        {"strip_weights": "yes"},
-        {"compute_capability": "sm89"},
-    )
-    for wrong in bad:
-        with pytest.raises(WorkerError, match=next(iter(wrong))):
-            build_options(wrong)
+    bad = {"optimisation_level": "5", "workspace_mib": "-1", "strip_weights": "yes", "compute_capability": "sm89"}
+    for name, value in bad.items():
+        with pytest.raises(WorkerError, match=name):
+            build_options({name: value})
 
 
 def fit(version: str = "8.6.0", module: str = "tensorrt", facts: DeviceFacts = H200, **changes: Any) -> str:
@@ -162,18 +157,16 @@ def test_another_version_or_library_is_refused_with_both_named() -> None:
 
 
 def test_layers_have_one_format() -> None:
-    """The inspector's JSON with the fields of TensorRT 8.6's documentation, and names only without detailed profiling."""
+    """With detailed profiling a layer is an object, without it a name."""
     detailed = {
         "Layers": [
             {
                 "Name": "conv1 + relu1",
                 "LayerType": "CaskConvolution",
-                "Inputs": [
-                    {"Name": "x", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}
-                ],
+                "Inputs": [{"Name": "x", "Format/Datatype": "Thirty-two wide channel vectorized Int8 format"}],
                 "Outputs": [{"Name": "y", "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
                 "TacticName": "sm80_xmma_fprop",
-                "Metadata": "[ONNX Layer: conv1]\\x1e[ONNX Layer: scope[0]/relu1]",
+                "Metadata": "[ONNX Layer: conv1]\x1e[ONNX Layer: scope[0]/relu1]",
             },
             {"Name": "reformat", "LayerType": "Reformat", "Outputs": []},
         ]
@@ -199,7 +192,7 @@ def test_layers_have_one_format() -> None:
         ("Half", "FP16"),
         ("BF16", "BF16"),
         ("Int64", "INT64"),
-        ("N/A due to dynamic shapes", ""),
+        ("N/A", ""),
     ],
 )
 def test_types_are_named_as_elsewhere(text: str, expected: str) -> None:

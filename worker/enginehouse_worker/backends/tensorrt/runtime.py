@@ -67,8 +67,8 @@ def check_fits(description: Mapping[str, Any], module: str, version: str, facts:
     if ("rtx" in library) != ("rtx" in module):
         raise WorkerError(
             "FAILED_PRECONDITION",
-            f"the engine was built by {library!r}, and {module!r} is installed here: TensorRT and TensorRT for RTX do not "
-            "run each other's engines; build it again with this one",
+            f"the engine was built by {library!r}, and {module!r} is installed here: neither of TensorRT and "
+            "TensorRT for RTX runs the other's engines; build it again with this one",
         )
     theirs = str(description.get("backend_version", ""))
     same_major = theirs.partition(".")[0] == version.partition(".")[0]
