@@ -10,7 +10,13 @@ from enginehouse_worker.backends.tensorrt.cuda import DeviceFacts
 from enginehouse_worker.backends.tensorrt.inspector import data_type, layers
 from enginehouse_worker.backends.tensorrt.options import build_options, load_options
 from enginehouse_worker.backends.tensorrt.runtime import check_fits
-from enginehouse_worker.backends.tensorrt.shapes import batch_profiles, make_profiles, parse_shapes, profile_for
+from enginehouse_worker.backends.tensorrt.shapes import (
+    batch_profiles,
+    make_profiles,
+    parse_shapes,
+    profile_for,
+    usual_shapes,
+)
 from enginehouse_worker.errors import WorkerError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +101,12 @@ def test_a_range_that_does_not_fit_names_its_input(text: str, says: str) -> None
         make_profiles(signature, [BatchProfile(1, 2, 3)], parse_shapes(text))
     assert caught.value.code == "INVALID_ARGUMENT"
     assert says in caught.value.message
+
+
+def test_trials_use_the_usual_sizes_of_dynamic_dimensions() -> None:
+    signature = Signature((spec("ids", -1, -1, 4), spec("image", -1, 3, 8)), (), True)
+    (profile,) = make_profiles(signature, [BatchProfile(1, 2, 3)], parse_shapes("ids=4x4/16x4/32x4"))
+    assert [i.shape for i in usual_shapes(signature, profile).inputs] == [(-1, 16, 4), (-1, 3, 8)]
 
 
 def test_an_engine_without_a_batch_has_its_inputs_shapes() -> None:

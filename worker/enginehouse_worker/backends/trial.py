@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from enginehouse_worker.backends.base import Array, BatchProfile, LoadedEngine, TensorSpec, numpy_dtype
+from enginehouse_worker.backends.base import Array, BatchProfile, LoadedEngine, Signature, TensorSpec, numpy_dtype
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.synthetic import synthetic_sample
 
 
-def run_trial(engine: LoadedEngine, profile: BatchProfile) -> None:
+def run_trial(engine: LoadedEngine, profile: BatchProfile, signature: Signature | None = None) -> None:
     """Run one batch of random inputs at the smallest and at the largest batch size.
+
+    Args:
+        signature: the engine's, with sizes for dynamic dimensions where 1 is outside of what the engine was built for.
 
     Raises:
         WorkerError: INVALID_ARGUMENT when the engine fails, or its outputs are not as its signature says.
     """
-    signature = engine.signature
+    signature = signature or engine.signature
     instance = engine.new_instance()
     try:
         for batch in sorted({profile.min, profile.max}) if signature.batched else [1]:

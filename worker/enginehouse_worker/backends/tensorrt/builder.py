@@ -17,7 +17,13 @@ from enginehouse_worker.backends.tensorrt.network import parse
 from enginehouse_worker.backends.tensorrt.options import BuildOptions, build_options
 from enginehouse_worker.backends.tensorrt.precision import check_precision, set_precision, typed_source
 from enginehouse_worker.backends.tensorrt.runtime import load
-from enginehouse_worker.backends.tensorrt.shapes import Profile, batch_profiles, make_profiles, parse_shapes
+from enginehouse_worker.backends.tensorrt.shapes import (
+    Profile,
+    batch_profiles,
+    make_profiles,
+    parse_shapes,
+    usual_shapes,
+)
 from enginehouse_worker.backends.trial import run_trial
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import sole_file, write_json, write_whole
@@ -93,7 +99,7 @@ def build(
             write_json(output / INSPECTOR, found)
         loaded = load(output, device=_DEVICE, options=options)
         try:
-            run_trial(loaded, profile)
+            run_trial(loaded, profile, usual_shapes(signature, profiles[0]))
         finally:
             loaded.close()
     return engine

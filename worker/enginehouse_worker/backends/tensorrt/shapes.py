@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from enginehouse_worker.backends.base import BatchProfile, Signature, TensorSpec
@@ -95,6 +95,15 @@ def make_profiles(
         Profile(batch, {spec.name: _range(spec, signature.batched, batch, shapes) for spec in signature.inputs})
         for batch in batches
     )
+
+
+def usual_shapes(signature: Signature, profile: Profile) -> Signature:
+    """The signature with a profile's usual sizes in place of its inputs' dynamic dimensions, the batch aside."""
+    first = 1 if signature.batched else 0
+    inputs = tuple(
+        replace(spec, shape=(*spec.shape[:first], *profile.inputs[spec.name].opt[first:])) for spec in signature.inputs
+    )
+    return replace(signature, inputs=inputs)
 
 
 def _range(
