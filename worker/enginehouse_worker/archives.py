@@ -84,7 +84,7 @@ def extract(archive: Path, into: Path, *, max_bytes: int = MAX_BYTES, max_files:
         raise _wrong(archive, f"it uses a feature of its format that is not supported ({error})") from None
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise _wrong(archive, f"it is damaged or cut short ({error})") from None
-    except (ValueError, struct.error, RuntimeError, OverflowError, RecursionError) as error:
+    except (ValueError, struct.error, RuntimeError, OverflowError, RecursionError, IndexError) as error:
         # What the standard library's parsers raise beside their own errors when fields contradict each other.
         raise _wrong(archive, f"it is damaged ({error})") from None
     except OSError as error:

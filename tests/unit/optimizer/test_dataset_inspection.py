@@ -92,6 +92,11 @@ def test_images_are_counted_by_class(data: bytes, tmp_path: Path) -> None:
     assert inspected(tmp_path, data, IMAGES) == DatasetFacts(3, True, ("9", "10"))
 
 
+def test_a_member_without_a_name_is_damage(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="damaged|name"):
+        inspected(tmp_path, zipped({**FOLDERS, "": b"1"}), IMAGES)
+
+
 @pytest.mark.parametrize("pack", [zipped, tarred, lambda files: gzip.compress(tarred(files))])
 def test_labels_csv_is_read(pack: Any, tmp_path: Path) -> None:
     files = {"set/a.png": b"1", "set/labels.csv": b"a.png,3\nb.png,0\n", "set/b.png": b"2"}

@@ -35,7 +35,7 @@ _MAX_HEADER = 1 << 20
 _MEAN_ENTRY = 512
 _PARSER_ERRORS = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, struct.error,
-    RuntimeError, NotImplementedError, OverflowError, RecursionError,
+    RuntimeError, NotImplementedError, OverflowError, RecursionError, IndexError,
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ _MAX_HEADER = 1 << 20
 _MEAN_ENTRY = 512
 PARSER_ERRORS = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, struct.error,
-    RuntimeError, NotImplementedError, OverflowError, RecursionError, OSError,
+    RuntimeError, NotImplementedError, OverflowError, RecursionError, IndexError, OSError,
 )  # fmt: skip
 
 
