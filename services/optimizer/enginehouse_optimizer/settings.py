@@ -55,7 +55,7 @@ class OptimizerSettings(ServerSettings):
     max_concurrent_uploads: int = Field(16, ge=1, description="Uploads at once; more answer RESOURCE_EXHAUSTED.")
     upload_idle_seconds: float = Field(60.0, gt=0, description="An upload that sends nothing for so long is ended.")
     upload_retention_seconds: float = Field(
-        7 * 86400.0, gt=0, description="Unfinished uploads older than this are removed when the service starts."
+        7 * 86400.0, gt=0, description="Unfinished uploads older than this are removed, at the start and with garbage."
     )
     store_url: str = Field(
         "",

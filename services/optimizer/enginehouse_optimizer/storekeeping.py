@@ -44,7 +44,7 @@ class StoreKeeping:
         self._settings = settings
         self._blobs = blobs
         self._pointers = EnginePointers(database, blobs)
-        self.engines = ToldEngineIndex(database, self._pointers.changed)
+        self.engines = ToldEngineIndex(database, self._pointers.changed, pointed_at=blobs.objects is not None)
         results = StageResults(database)
         named = NamedBlobs(database, jobs)
         retention = Retention(

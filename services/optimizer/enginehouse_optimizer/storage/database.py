@@ -95,6 +95,10 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (project, model, alias, config)
     ) WITHOUT ROWID;
     """,
+    # Engines that were deleted here while an object store still names them.
+    """
+    CREATE TABLE deleted_engines (project TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (project, id)) WITHOUT ROWID;
+    """,
 )
 
 

@@ -3,7 +3,7 @@
     {url}/projects/{project}/engines/{id}.json   {"manifest": digest of the manifest's blob}
 
 A pointer follows its engine's row: written soon after the engine is published, removed soon after it is deleted, and
-compared with the database when the service starts.
+compared with the database when the service starts. The database remembers a deleted engine until its pointer is gone.
 """
 
 from __future__ import annotations
@@ -31,26 +31,39 @@ RETRY_SECONDS = 10.0
 
 
 class ToldEngineIndex(EngineIndex):
-    """An index that says when a project's engines change."""
+    """An index that says when a project's engines change; where pointers outlive it, it remembers those deleted."""
 
-    def __init__(self, database: Database, changed: Callable[[str], None]) -> None:
+    def __init__(self, database: Database, changed: Callable[[str], None], *, pointed_at: bool) -> None:
         super().__init__(database)
         self._changed = changed
+        self._pointed_at = pointed_at
 
     def publish(self, engines: Sequence[engines_pb2.Engine]) -> list[engines_pb2.Engine]:
-        published = super().publish(engines)
+        with self._database.transaction():
+            published = super().publish(engines)
+            for engine in engines:
+                self._exists_again(engine.name)
         for project in {engine.name.split("/")[1] for engine in engines}:
             self._changed(project)
         return published
 
     def adopt(self, engine: engines_pb2.Engine) -> engines_pb2.Engine:
-        adopted = super().adopt(engine)
+        with self._database.transaction():
+            adopted = super().adopt(engine)
+            self._exists_again(adopted.name)
         self._changed(adopted.name.split("/")[1])
         return adopted
 
     def delete(self, name: ResourceName) -> None:
-        super().delete(name)
+        with self._database.transaction():
+            super().delete(name)
+            if self._pointed_at:
+                self._database.execute("INSERT OR REPLACE INTO deleted_engines VALUES (?, ?)", (name.project, name.id))
         self._changed(name.project)
+
+    def _exists_again(self, name: str) -> None:
+        _, project, _, identifier = name.split("/")
+        self._database.execute("DELETE FROM deleted_engines WHERE project=? AND id=?", (project, identifier))
 
 
 class EnginePointers:
@@ -82,7 +95,7 @@ class EnginePointers:
             pointers = await in_thread(_pointers, objects, project)
             self._written[project] = pointers
             known = self._rows(project)
-            for identifier in sorted(pointers.keys() - known.keys()):
+            for identifier in sorted(pointers.keys() - known.keys() - self._deleted(project)):
                 name = f"projects/{project}/engines/{identifier}"
                 try:
                     engine = await in_thread(_engine, self._blobs, project, name, pointers[identifier])
@@ -113,10 +126,17 @@ class EnginePointers:
             wanted, written = self._rows(project), self._written.setdefault(project, {})
             try:
                 await in_thread(_write, objects, project, wanted, written)
+                for identifier in self._deleted(project) - written.keys():
+                    self._database.execute(
+                        "DELETE FROM deleted_engines WHERE project=? AND id=?", (project, identifier)
+                    )
             except EnginehouseError as error:
                 self._dirty.add(project)
                 _log.warning("pointers to engines are not written yet", project=project, error=error.message)
         return not self._dirty
+
+    def _deleted(self, project: str) -> set[str]:
+        return {str(r["id"]) for r in self._database.rows("SELECT id FROM deleted_engines WHERE project=?", (project,))}
 
     def _rows(self, project: str) -> dict[str, str]:
         rows = self._database.rows("SELECT id, body FROM engines WHERE project=?", (project,))
