@@ -6,6 +6,8 @@ can succeed. The process then ends at once with POISONED, and whoever supervises
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import re
 import sys
@@ -14,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from enginehouse_worker.backends.base import Array
 from enginehouse_worker.errors import WorkerError
 
 # Exit status of a worker whose device context is lost.
@@ -144,6 +149,14 @@ class Memory:
         self._free: Callable[..., Any] = cuda.cudaFreeHost if pinned else cuda.cudaFree
         self.pointer = int(checked(allocate(max(size, 1)), what))
         self.size = size
+
+    def view(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+        """An array over the beginning of pinned memory, good until `close`."""
+        if not math.prod(shape):
+            return np.empty(shape, dtype)
+        raw = (ctypes.c_uint8 * (math.prod(shape) * dtype.itemsize)).from_address(self.pointer)
+        array: Array = np.frombuffer(memoryview(raw), dtype=dtype).reshape(shape)
+        return array
 
     def close(self) -> None:
         pointer, self.pointer = self.pointer, 0
