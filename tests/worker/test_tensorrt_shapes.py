@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from enginehouse_worker.backends.base import BatchProfile, Signature, TensorSpec
 from enginehouse_worker.backends.tensorrt.cuda import DeviceFacts
 from enginehouse_worker.backends.tensorrt.inspector import data_type, layers
-from enginehouse_worker.backends.tensorrt.options import build_options, load_options
+from enginehouse_worker.backends.tensorrt.options import BUILD_OPTIONS, LOAD_OPTIONS, build_options, load_options
 from enginehouse_worker.backends.tensorrt.runtime import check_fits
 from enginehouse_worker.backends.tensorrt.shapes import (
     batch_profiles,
@@ -122,6 +123,13 @@ def test_options_are_checked() -> None:
     for name, value in bad.items():
         with pytest.raises(WorkerError, match=name):
             build_options({name: value})
+
+
+def test_the_optimizer_knows_every_option() -> None:
+    root = Path(__file__).resolve().parents[2]
+    table = (root / "services/optimizer/enginehouse_optimizer/pipeline/backends.py").read_text()
+    for name in (*BUILD_OPTIONS, *LOAD_OPTIONS):
+        assert f'"{name}": "' in table, name
 
 
 def fit(version: str = "8.6.0", module: str = "tensorrt", facts: DeviceFacts = H200, **changes: Any) -> str:
