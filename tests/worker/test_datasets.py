@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,14 @@ def test_classes_take_turns() -> None:
     order = spread_over(labels, len(labels))
     assert sorted(order) == list(range(63))
     assert sorted(labels[n] for n in order[:9]) == [0, 0, 0, 1, 1, 1, 5, 5, 5]
+
+
+def test_other_compressions_are_refused(tmp_path: Path) -> None:
+    folder = uploaded(tmp_path / "data", b"", "data.npz")
+    with zipfile.ZipFile(folder / "data.npz", "w", zipfile.ZIP_BZIP2) as archive, archive.open("x.npy", "w") as file:
+        np.save(file, PIXELS.astype(np.float32))
+    with pytest.raises(WorkerError, match="method 12; expected none or deflate"):
+        open_dataset(folder, None, LAST, None)
 
 
 def test_damaged_files_cost_an_error_at_most(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,8 @@ _HEADER_ERRORS = (
     ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError, OverflowError, RecursionError,
     zipfile.BadZipFile, zlib.error, EOFError,
 )  # fmt: skip
+# NumPy writes no others, and their decompressors know no limit.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class NpyError(ValueError):
@@ -43,8 +45,12 @@ class NpyMember:
         self._path = path
         self._member = member
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-                self.shape, column_major, self.dtype = self._header(file)
+            with zipfile.ZipFile(path) as archive:
+                method = archive.getinfo(member).compress_type
+                if method not in _METHODS:
+                    raise NpyError(f"array {self.name!r} is compressed by method {method}; expected none or deflate")
+                with archive.open(member) as file:
+                    self.shape, column_major, self.dtype = self._header(file)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
