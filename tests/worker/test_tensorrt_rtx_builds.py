@@ -12,9 +12,12 @@ import pytest
 from enginehouse_worker.backends.base import BatchProfile
 from enginehouse_worker.backends.registry import get
 from enginehouse_worker.backends.tensorrt.library import open_library
+from enginehouse_worker.conversion.preprocessing import fold_preprocessing
+from enginehouse_worker.data.preprocessing import Preprocessing
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import write_json
-from enginehouse_worker.graphs.index import index_graph
+from enginehouse_worker.graphs.editing import editable
+from enginehouse_worker.graphs.index import index_graph, load_model
 from enginehouse_worker.graphs.signature import model_signature
 from enginehouse_worker.quantization.insert import insert
 from enginehouse_worker.quantization.placement import place
@@ -121,6 +124,17 @@ def test_the_stage_builds_and_says_what_with(tmp_path: Path) -> None:
     assert done.result["engine"]["backend_version"] == open_library().trt.__version__
     assert "tensorrt-rtx-cu13-bindings" in done.result["packages"]
     assert "timing_cache_bytes" not in done.result
+
+
+@pytest.mark.parametrize("precision", ["FP16", "INT8"])
+def test_an_image_input_of_bytes_builds(tmp_path: Path, precision: str) -> None:
+    source = write(tmp_path / "model", residual_classifier())
+    graph = editable(load_model(source))
+    means = Preprocessing((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
+    fold_preprocessing(graph, model_signature(source, load_model(source)), means)
+    model = graph.to_model()
+    engine = build(tmp_path, quantized(model) if precision == "INT8" else model, precision)
+    assert engine["inputs"] == [{"name": "input", "dtype": "UINT8", "shape": [-1, 16, 16, 3]}]
 
 
 def test_without_a_gpu_a_compute_capability_must_be_named(tmp_path: Path) -> None:
