@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from enginehouse.client.blobs import AsyncBlobs, Progress
 from enginehouse.client.connection import Endpoint
+from enginehouse.client.dataset_files import dataset_file, pack_images
 from enginehouse.client.models import id_from
 from enginehouse.client.resources import PAGE_SIZE, all_pages, full_name
-from enginehouse.client.values import Dataset
+from enginehouse.client.values import Dataset, TfRecordFeatures
 from enginehouse.errors import InvalidArgumentError
 from enginehouse.names import check_id
 from enginehouse.v1 import models_pb2 as pb
@@ -38,6 +39,8 @@ class AsyncDatasets:
         data: str | Path | Arrays,
         dataset_id: str | None = None,
         *,
+        format: str | None = None,  # noqa: A002 - what it is
+        tfrecord: TfRecordFeatures | None = None,
         labels: Mapping[str, str] | None = None,
         replace: bool = False,
         progress: Progress | None = None,
@@ -46,28 +49,51 @@ class AsyncDatasets:
 
         Args:
             data: an .npz file, or arrays: one for each model input, dimension 0 the sample, and `labels` (integers,
-                one a sample) where there are any.
+                one a sample) where there are any. Or images: a folder of them, or a .zip, .tar or .tar.gz; classes
+                are in a file labels.csv ("path,class index" a line), or a folder each, numbered in the order of their
+                names. Or a TFRecord (plain or gzip) of examples with encoded images. UINT8 arrays, images and
+                TFRecords go through the model's preprocessing.
             dataset_id: its name in the project; made from the file's name when None, needed for arrays.
+            format: "npz", "images" or "tfrecord"; found out by the file's name when None.
+            tfrecord: where a TFRecord keeps images and labels, when not where tf.train's own do.
             labels: anything to find it by (not the samples' labels, which are in `data`).
             replace: replace a dataset of that name with other bytes, instead of `AlreadyExistsError`.
             progress: told (bytes done, bytes in all).
 
         Raises:
-            InvalidArgumentError: no such file, or arrays of unequal lengths.
+            InvalidArgumentError: no such file, not of its format, or arrays of unequal lengths.
             AlreadyExistsError: a dataset of that name has other bytes.
         """
-        if isinstance(data, Mapping):
-            if not dataset_id:
-                raise InvalidArgumentError("arrays have no file name to make an id from: give dataset_id")
-            check_samples(data)
-            with tempfile.TemporaryDirectory(prefix="enginehouse-upload-") as folder:
+        if tfrecord is not None and format is None and not isinstance(data, Mapping):
+            format = "tfrecord"  # noqa: A001
+        with tempfile.TemporaryDirectory(prefix="enginehouse-upload-") as folder:
+            if isinstance(data, Mapping):
+                if not dataset_id:
+                    raise InvalidArgumentError("arrays have no file name to make an id from: give dataset_id")
+                check_samples(data)
                 path = Path(folder) / f"{check_id(dataset_id, 'dataset id')}.npz"
                 await asyncio.to_thread(_save, path, data)
-                return await self._upload(path, dataset_id, labels, replace, progress)
-        path = Path(data)
-        if path.suffix.lower() != ".npz":
-            raise InvalidArgumentError(f"{path.name} is no .npz: np.savez(path, <input name>=samples) writes one")
-        return await self._upload(path, dataset_id or id_from(path), labels, replace, progress)
+            else:
+                path = Path(data)
+            file = await asyncio.to_thread(dataset_file, path, format)
+            if tfrecord is not None and file.format != pb.DATASET_FORMAT_TFRECORD:
+                raise InvalidArgumentError("`tfrecord` says where a TFRecord keeps what: the format is another")
+            dataset_id = check_id(dataset_id, "dataset id") if dataset_id else id_from(Path(f"{file.stem}.data"))
+            if file.images:
+                path = Path(folder) / "images.zip"
+                await asyncio.to_thread(pack_images, file, path)
+            dataset = pb.Dataset(
+                blob=await self._blobs.upload(path, progress),
+                file_name=file.file_name,
+                format=file.format,
+                tfrecord=tfrecord.to_proto() if tfrecord is not None else None,
+                labels=dict(labels or {}),
+            )
+        request = pb.CreateDatasetRequest(
+            parent=self._parent, dataset_id=dataset_id, dataset=dataset, allow_replace=replace
+        )
+        stub = self._endpoint.stub(models_pb2_grpc.ModelsStub)
+        return Dataset.from_proto(await self._endpoint.unary(stub.CreateDataset, request))
 
     async def get(self, dataset: Dataset | str) -> Dataset:
         """A dataset by its name or id.
@@ -90,18 +116,6 @@ class AsyncDatasets:
         request = pb.DeleteDatasetRequest(name=full_name(dataset, self._parent, "datasets"))
         stub = self._endpoint.stub(models_pb2_grpc.ModelsStub)
         await self._endpoint.unary(stub.DeleteDataset, request)
-
-    async def _upload(
-        self, path: Path, dataset_id: str, labels: Mapping[str, str] | None, replace: bool, progress: Progress | None
-    ) -> Dataset:
-        check_id(dataset_id, "dataset id")
-        blob = await self._blobs.upload(path, progress)
-        dataset = pb.Dataset(blob=blob, file_name=path.name, labels=dict(labels or {}))
-        request = pb.CreateDatasetRequest(
-            parent=self._parent, dataset_id=dataset_id, dataset=dataset, allow_replace=replace
-        )
-        stub = self._endpoint.stub(models_pb2_grpc.ModelsStub)
-        return Dataset.from_proto(await self._endpoint.unary(stub.CreateDataset, request))
 
 
 def check_samples(arrays: Arrays) -> None:

@@ -28,6 +28,7 @@ from enginehouse.client.values import (
     Preprocessing,
     Sample,
     ServingConfig,
+    TfRecordFeatures,
 )
 
 
@@ -117,12 +118,22 @@ class Datasets:
         data: str | Path | Arrays,
         dataset_id: str | None = None,
         *,
+        format: str | None = None,  # noqa: A002 - what it is
+        tfrecord: TfRecordFeatures | None = None,
         labels: Mapping[str, str] | None = None,
         replace: bool = False,
         progress: Progress | None = None,
     ) -> Dataset:
-        """Upload an .npz file or arrays and register them. `progress` is called in another thread."""
-        upload = self._inner.upload(data, dataset_id, labels=labels, replace=replace, progress=progress)
+        """Upload arrays, images or a TFRecord and register them. `progress` is called in another thread."""
+        upload = self._inner.upload(
+            data,
+            dataset_id,
+            format=format,
+            tfrecord=tfrecord,
+            labels=labels,
+            replace=replace,
+            progress=progress,
+        )
         return self._portal.run(upload)
 
     def get(self, dataset: Dataset | str) -> Dataset:

@@ -36,8 +36,7 @@ class Listing:
 def is_ignored(name: str) -> bool:
     """Whether a file merely accompanies images: notes, hidden files and what file managers leave behind."""
     path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return hidden or path.suffix.lower() in _NOTES or path.name.lower() in _NOTE_NAMES
+    return _is_hidden(name) or path.suffix.lower() in _NOTES or path.name.lower() in _NOTE_NAMES
 
 
 def image_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -63,7 +62,7 @@ def labels_file(names: Iterable[str]) -> str | None:
     Raises:
         ListingError: there is more than one.
     """
-    found = [n for n in names if PurePosixPath(n).name == LABELS_FILE and not n.startswith("__MACOSX")]
+    found = [n for n in names if PurePosixPath(n).name == LABELS_FILE and not _is_hidden(n)]
     if len(found) > 1:
         raise ListingError(f"it holds more than one {LABELS_FILE}: {', '.join(sorted(found)[:3])}; expected one")
     return found[0] if found else None
@@ -131,6 +130,10 @@ def _labels_of_file(images: tuple[str, ...], labels_name: str, text: bytes) -> t
     if absent:
         raise ListingError(f"{labels_name} names {len(absent)} images that are not there, among them {absent[0]!r}")
     return tuple(given[name] for name in images)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _is_number(text: str) -> bool:

@@ -16,6 +16,7 @@ from enginehouse.cli.output import Json, print_json, say
 from enginehouse.cli.transfer import shown
 from enginehouse.cli.watch import follow
 from enginehouse.client import Client
+from enginehouse.client.dataset_files import is_dataset_file
 from enginehouse.client.values import AutomaticExclusion, Calibration, Model, Synthetic, Target, VerificationSpec
 from enginehouse.errors import InvalidArgumentError, NotFoundError
 
@@ -50,7 +51,7 @@ def _optimize(
     batch: Annotated[str | None, typer.Option(help="Batch sizes, MAX or MIN:OPT:MAX; 1:8:64 when absent.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="A backend option, NAME=VALUE; may be repeated.")] = None,
     calibration_data: Annotated[
-        str | None, typer.Option(help="A dataset's id, or an .npz file (uploaded first).")
+        str | None, typer.Option(help="A dataset's id, or a file or ./folder (uploaded first): `datasets upload`.")
     ] = None,
     synthetic: Annotated[int | None, typer.Option(min=1, help="Calibrate on so many made-up samples.")] = None,
     distribution: Annotated[
@@ -80,7 +81,7 @@ def _optimize(
         list[str] | None, typer.Option(help="A node or operator type to leave in higher precision; may be repeated.")
     ] = None,
     verification_data: Annotated[
-        str | None, typer.Option(help="Compare with FP32 on this dataset or .npz file.")
+        str | None, typer.Option(help="Compare with FP32 on this dataset, file or ./folder.")
     ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="With labels, refuse engines below this fraction of FP32's top-1.")
@@ -199,7 +200,7 @@ def _dataset(client: Client, text: str | None) -> str | None:
     if text is None:
         return None
     path = Path(text)
-    if path.suffix != ".npz":
+    if not is_dataset_file(text):
         return text
     with shown(path.name) as progress:
         dataset = client.datasets.upload(path, replace=True, progress=progress)

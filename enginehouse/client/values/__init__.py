@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enginehouse.client.values.datasets import Dataset, TfRecordFeatures
 from enginehouse.client.values.engines import (
     Alias,
     BatchProfile,
@@ -13,7 +14,7 @@ from enginehouse.client.values.engines import (
 )
 from enginehouse.client.values.inference import InferResult, ModelIndex, ModelSignature
 from enginehouse.client.values.jobs import JobEvent, JobView, StageView
-from enginehouse.client.values.models import Dataset, ImportOptions, Model, Preprocessing, Zoo
+from enginehouse.client.values.models import ImportOptions, Model, Preprocessing, Zoo
 from enginehouse.client.values.serving import Batching, ServedVersion, ServingConfig
 from enginehouse.client.values.targets import AutomaticExclusion, Calibration, Synthetic, Target, VerificationSpec
 from enginehouse.client.values.telemetry import DeviceList, GpuDevice, GpuProcess, GpuSample, HostSample, Sample
@@ -48,6 +49,7 @@ __all__ = [
     "Synthetic",
     "Target",
     "TensorSpec",
+    "TfRecordFeatures",
     "Verification",
     "VerificationSpec",
     "Zoo",

@@ -1,4 +1,4 @@
-"""Models and datasets."""
+"""Models."""
 
 from __future__ import annotations
 
@@ -126,35 +126,3 @@ class Model:
 
 def _zoo(message: pb.ZooSource) -> Zoo:
     return Zoo(message.architecture, message.seed, message.weights, message.classes)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Samples to calibrate and verify with: an .npz of an array per model input, and `labels` where there are any."""
-
-    name: str
-    blob: str
-    samples: int = 0
-    labelled: bool = False
-    size_bytes: int = 0
-    file_name: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    create_time: datetime | None = None
-
-    @property
-    def id(self) -> str:
-        """The last part of the name."""
-        return id_of(self.name)
-
-    @classmethod
-    def from_proto(cls, message: pb.Dataset) -> Dataset:
-        return cls(
-            name=message.name,
-            blob=message.blob,
-            samples=message.samples,
-            labelled=message.labelled,
-            size_bytes=message.size_bytes,
-            file_name=message.file_name,
-            labels=dict(message.labels),
-            create_time=time_or_none(message, "create_time"),
-        )

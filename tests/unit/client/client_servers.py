@@ -142,6 +142,12 @@ class Models(models_pb2_grpc.ModelsServicer):
         self.datasets[dataset.name] = dataset
         return dataset
 
+    async def GetDataset(self, request: Any, context: Any) -> Any:
+        return self.datasets[request.name]
+
+    async def ListDatasets(self, request: Any, context: Any) -> Any:
+        return models_pb2.ListDatasetsResponse(datasets=self.datasets.values())
+
 
 class Engines(engines_pb2_grpc.EnginesServicer):
     def __init__(self) -> None:
