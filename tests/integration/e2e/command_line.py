@@ -16,7 +16,7 @@ def enginehouse(
     """Run a command against a stack; its exit status is checked."""
     variables = {**os.environ, "ENGINEHOUSE_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200"}
     done = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, env=variables, cwd=cwd or home, timeout=200
+        [*COMMAND, *arguments], capture_output=True, text=True, env=variables, cwd=cwd or home, timeout=400
     )
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
