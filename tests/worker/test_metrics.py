@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from enginehouse_worker.errors import WorkerError
-from enginehouse_worker.metrics import Agreement, OutputComparison, top_k_accuracy
+from enginehouse_worker.metrics import Agreement, OutputComparison, is_classifier, is_distribution, top_k_hits
 from enginehouse_worker.stages.params import Params
 from enginehouse_worker.stages.verify import refuse_if_inaccurate
 from hypothesis import given, settings
@@ -17,6 +17,11 @@ from hypothesis import strategies as st
 def softmax(scores: np.ndarray) -> np.ndarray:
     exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def compared(reference: np.ndarray) -> OutputComparison:
+    classifier = is_classifier(reference.shape, reference.dtype)
+    return OutputComparison(softmax=is_distribution(reference), classifier=classifier)
 
 
 @settings(deadline=None)
@@ -33,16 +38,17 @@ def test_batches_give_what_all_at_once_gives(
 ) -> None:
     random = np.random.default_rng(seed)
     scores = random.standard_normal((samples, classes)) * 2
-    expected = scores.astype(np.float32)
-    actual = (scores + noise * random.standard_normal(scores.shape)).astype(np.float32)
+    # Logits that are further apart give probabilities below the smallest that is told from 0.
+    expected = np.clip(scores, -6, 6).astype(np.float32)
+    actual = np.clip(scores + noise * random.standard_normal(scores.shape), -6, 6).astype(np.float32)
     left, right = expected.astype(np.float64), actual.astype(np.float64)
     if probabilities:
         expected, actual = softmax(expected), softmax(actual)
         # The logits again, up to a constant for each sample, as far as FP32 probabilities tell.
         left, right = (x - x.mean(axis=1, keepdims=True) for x in (left, right))
-    comparison = OutputComparison(expected)
+    comparison = compared(expected)
     for begin in range(0, samples, batch):
-        comparison.add(begin, actual[begin : begin + batch])
+        comparison.add(expected[begin : begin + batch], actual[begin : begin + batch])
     found = comparison.summary()
     assert found["sqnr_db"] == pytest.approx(
         10 * np.log10(np.sum(left**2) / np.sum((left - right) ** 2)), rel=1e-3, abs=1e-2
@@ -61,21 +67,21 @@ def test_accuracy_counts_labels_among_the_highest(seed: int, samples: int, class
     scores = random.standard_normal((samples, classes))
     labels = random.integers(0, classes, samples)
     hits = [label in np.argsort(row)[::-1][:k] for row, label in zip(scores, labels, strict=True)]
-    assert top_k_accuracy(scores, labels, k) == np.mean(hits)
+    assert top_k_hits(scores, labels, k) == sum(hits)
 
 
 def test_what_has_no_value_is_absent() -> None:
     ones = np.ones((2, 3), np.float32)
-    same = OutputComparison(ones)
-    same.add(0, ones)
+    same = compared(ones)
+    same.add(ones, ones)
     assert same.summary()["exact"] is True and "sqnr_db" not in same.summary()
-    broken = OutputComparison(ones)
-    broken.add(0, np.full((2, 3), np.nan, np.float32))
+    broken = compared(ones)
+    broken.add(ones, np.full((2, 3), np.nan, np.float32))
     assert broken.summary()["finite"] is False
     assert not {"sqnr_db", "cosine"} & set(broken.summary())
     silent = Agreement()
     silent.add(np.zeros((2, 3)), ones)
-    assert silent.sqnr_db is None and silent.cosine is None and silent.noise_ratio == np.inf
+    assert silent.sqnr_db == -300 and silent.cosine is None and silent.noise_ratio == 1e30
     with pytest.raises(ValueError, match="shape"):
         silent.add(ones, ones[:1])
 

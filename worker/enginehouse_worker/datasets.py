@@ -52,12 +52,22 @@ def open_dataset(
         WorkerError: INVALID_ARGUMENT when there is neither or both, or the data does not fit the model.
     """
     if not signature.batched:
-        raise WorkerError(
-            "INVALID_ARGUMENT", "the model has no batch dimension (dimension 0 of some tensor is fixed); data needs one"
-        )
+        raise WorkerError("INVALID_ARGUMENT", f"the model takes no batches of samples, as data come: {_why(signature)}")
     if (directory is None) == (synthetic is None):
         wrong = "neither" if directory is None else "both"
         raise WorkerError("INVALID_ARGUMENT", f"give a `dataset` input or `synthetic` parameters; {wrong} were given")
     if directory is not None:
         return NpzDataset(directory, signature, max_samples, preprocessing)
     return SyntheticDataset(synthetic or {}, signature, max_samples)
+
+
+def _why(signature: Signature) -> str:
+    """Why a model is not batched, and what to do."""
+    fixed = [spec for spec in (*signature.inputs, *signature.outputs) if not spec.shape or spec.shape[0] != -1]
+    if not fixed:
+        return "what it makes of one sample depends on the others in the batch"
+    named = ", ".join(f"{spec.name!r} of shape {list(spec.shape)}" for spec in fixed[:4])
+    return (
+        f"dimension 0 of every input and output must be a dynamic batch, but it is fixed in {named}; export the model "
+        "with a dynamic batch"
+    )

@@ -11,6 +11,8 @@ from enginehouse_worker.backends.base import Array
 
 # Probabilities below FP32's resolution near 1 carry no information, but their logarithms would dominate.
 _SMALLEST_PROBABILITY = 1e-7
+# The noise ratio of what should be all zeros and is not: -300 dB.
+LARGEST_NOISE_RATIO = 1e30
 
 
 def is_distribution(values: Array) -> bool:
@@ -64,7 +66,9 @@ class Agreement:
         if expected.shape != actual.shape:
             raise ValueError(f"shape {list(actual.shape)}, where the reference has {list(expected.shape)}")
         left, right = (logits(a) if self._softmax else a.astype(np.float64) for a in (expected, actual))
-        left, right = left.reshape(len(actual), -1), right.reshape(len(actual), -1)
+        # What has no dimension 0 is one sample.
+        rows = actual.shape[0] if actual.ndim else 1
+        left, right = (a.reshape(rows, math.prod(actual.shape[1:])) for a in (left, right))
         error = left - right
         self._signal += float((left**2).sum())
         self._noise += float((error**2).sum())
@@ -88,10 +92,15 @@ class Agreement:
 
     @property
     def noise_ratio(self) -> float:
-        """Noise energy over signal energy: 0 when nothing differs, infinite when it has no finite value."""
+        """Noise energy over signal energy: 0 when nothing differs, infinite when it has no finite value.
+
+        Where the reference is 0 and the other is not, it is the largest that is told from infinity: -300 dB.
+        """
         if self.exact:
             return 0.0
-        return self._noise / self._signal if self.finite and self._signal > 0.0 else math.inf
+        if not self.finite:
+            return math.inf
+        return min(LARGEST_NOISE_RATIO, self._noise / self._signal) if self._signal > 0.0 else LARGEST_NOISE_RATIO
 
     @property
     def sqnr_db(self) -> float | None:
@@ -110,27 +119,24 @@ class Agreement:
 class OutputComparison:
     """Compares one output of an engine with the reference's: an `Agreement`, and the classes that win.
 
-    When the reference is a softmax, SQNR and cosine are of the logits. `is_classifier`: the output is (samples,
-    classes).
+    `softmax`: the reference is a softmax, and SQNR and cosine are of the logits. `classifier`: see `is_classifier`.
     """
 
-    def __init__(self, reference: Array) -> None:
-        self._reference = reference
-        self._softmax = is_distribution(reference)
-        self._agreement = Agreement(self._softmax)
-        self.is_classifier = reference.ndim == 2 and reference.shape[1] >= 2 and reference.dtype.kind == "f"
+    def __init__(self, *, softmax: bool, classifier: bool) -> None:
+        self._softmax = softmax
+        self._agreement = Agreement(softmax)
+        self._classifier = classifier
         self._agreeing = 0
         self._samples = 0
 
-    def add(self, begin: int, output: Array) -> None:
-        """Compare the outputs of the samples from number `begin` on.
+    def add(self, expected: Array, output: Array) -> None:
+        """Compare the outputs of some samples.
 
         Raises:
             ValueError: the shapes differ.
         """
-        expected = self._reference[begin : begin + len(output)]
         self._agreement.add(expected, output)
-        if self.is_classifier:
+        if self._classifier:
             self._agreeing += int((expected.argmax(axis=1) == output.argmax(axis=1)).sum())
         self._samples += len(output)
 
@@ -148,12 +154,17 @@ class OutputComparison:
             found["sqnr_db"] = agreement.sqnr_db
         if agreement.cosine is not None:
             found["cosine"] = agreement.cosine
-        if self.is_classifier:
+        if self._classifier:
             found["top1_agreement"] = self._agreeing / self._samples
         return found
 
 
-def top_k_accuracy(scores: Array, labels: npt.NDArray[np.int64], k: int) -> float:
-    """The fraction of samples whose label is among the k highest scores; `scores` is (samples, classes)."""
+def is_classifier(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> bool:
+    """Whether an output is scores of (samples, classes)."""
+    return len(shape) == 2 and shape[1] >= 2 and dtype.kind == "f"
+
+
+def top_k_hits(scores: Array, labels: npt.NDArray[np.int64], k: int) -> int:
+    """The number of samples whose label is among the k highest scores; `scores` is (samples, classes)."""
     highest = np.argpartition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, :k]
-    return float((highest == labels[:, None]).any(axis=1).mean())
+    return int((highest == labels[:, None]).any(axis=1).sum())

@@ -163,6 +163,14 @@ def seven_digits(value: Range) -> Range:
     return Range(*(float(f"{n:.7g}") for n in (value.minimum, value.maximum, value.amax, value.rmin, value.rmax)))
 
 
+def storable(value: Range) -> Range:
+    """The range as a table keeps it: in `seven_digits`, and 0 where it is so narrow that an FP32 scale would be 0."""
+    rounded = seven_digits(value)
+    amax = rounded.amax if rounded.amax >= _NARROWEST else 0.0
+    rmin, rmax = (rounded.rmin, rounded.rmax) if rounded.rmax - rounded.rmin >= _NARROWEST else (0.0, 0.0)
+    return Range(rounded.minimum, rounded.maximum, amax, rmin, rmax)
+
+
 def _range_to_json(value: Range) -> dict[str, float]:
     entries = {
         "min": value.minimum,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enginehouse_worker.conversion.passes.affine import fold_affine
+from enginehouse_worker.conversion.passes.clips import split_input_clips
 from enginehouse_worker.conversion.passes.dense import fuse_dense
 from enginehouse_worker.conversion.passes.folding import fold_constants
 from enginehouse_worker.conversion.passes.noops import remove_noops
@@ -21,6 +22,7 @@ _PASSES: tuple[Pass, ...] = (
     fold_affine,
     fuse_dense,
     remove_noops,
+    split_input_clips,
 )
 # What one round uncovers the next one folds; every pass only removes, so few rounds are ever needed.
 _ROUNDS = 4

@@ -20,6 +20,7 @@ from enginehouse_worker.files import read_json, sole_file
 from enginehouse_worker.npy import NpyError, NpyMember
 
 LABELS = "labels"
+_LARGEST_LABEL = 2**31 - 1
 # The name that the array of a model's sole input may have.
 SOLE_INPUT = "x"
 # Beside an .npz that a stage made: what of, for `describe`.
@@ -150,9 +151,13 @@ class NpzDataset:
                 "class index of each sample"
             )
         try:
-            return next(member.rows(samples, samples)).reshape(-1).astype(np.int64)
+            stored = next(member.rows(samples, samples)).reshape(-1)
         except NpyError as error:
             raise _wrong(str(error)) from None
+        for extreme in (stored.min(), stored.max()):
+            if not 0 <= int(extreme) <= _LARGEST_LABEL:
+                raise _wrong(f"`{LABELS}` has the class index {extreme}; expected 0 to {_LARGEST_LABEL}")
+        return stored.astype(np.int64)
 
 
 def _by_name(signature: Signature) -> list[tuple[str, TensorSpec]]:

@@ -67,6 +67,15 @@ def activation_scales(placement: Placement, table: CalibrationTable, dialect: Di
     return scales
 
 
+def nothing_to_quantize(dialect: str, excluding: bool) -> WorkerError:
+    """What to raise for a model that a dialect leaves in FP32 altogether; `excluding`: because of what is excluded."""
+    remedy = "exclude fewer nodes" if excluding else "build it in FP32"
+    return WorkerError(
+        "INVALID_ARGUMENT",
+        f"nothing is left to quantize: the {dialect} dialect has no INT8 kernel for the model's operators; {remedy}",
+    )
+
+
 def reduces_range(choice: str, dialect: Dialect) -> bool:
     """Whether weights get 7 bits: ONNX Runtime's kernels for x86 without VNNI add two products in 16 bits."""
     if choice == "auto":

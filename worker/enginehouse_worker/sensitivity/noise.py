@@ -8,10 +8,7 @@ import numpy as np
 
 from enginehouse_worker.backends.base import Array
 from enginehouse_worker.errors import WorkerError
-from enginehouse_worker.metrics import Agreement, decibels, is_distribution
-
-# Stands for an output without a finite value: -300 dB.
-_LARGEST = 1e30
+from enginehouse_worker.metrics import LARGEST_NOISE_RATIO, Agreement, decibels, is_distribution
 
 
 class Noise:
@@ -31,8 +28,8 @@ class Noise:
 
     @property
     def ratio(self) -> float:
-        """Of the worst output; 0 when nothing differs."""
-        return min(_LARGEST, max(agreement.noise_ratio for agreement in self._agreements.values()))
+        """Of the worst output; 0 when nothing differs, -300 dB for an output without a finite value."""
+        return min(LARGEST_NOISE_RATIO, max(agreement.noise_ratio for agreement in self._agreements.values()))
 
 
 def softmax_outputs(outputs: Mapping[str, Array]) -> dict[str, bool]:

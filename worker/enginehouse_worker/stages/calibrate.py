@@ -8,7 +8,7 @@ from typing import Any
 from enginehouse_worker.backends.base import Array
 from enginehouse_worker.calibration.collect import collect, tensors_to_calibrate, with_outputs
 from enginehouse_worker.calibration.methods import METHODS, choose_range
-from enginehouse_worker.calibration.table import CalibrationTable, adopt, read_table, seven_digits
+from enginehouse_worker.calibration.table import CalibrationTable, adopt, read_table, storable
 from enginehouse_worker.data.preprocessing import read_preprocessing
 from enginehouse_worker.datasets import Dataset, open_dataset
 from enginehouse_worker.digests import file_digest
@@ -90,7 +90,7 @@ def _calibrate(
     histograms = collect(probe, tensors, _reporting(dataset, batch_size, ctx.progress))
     ranges = {}
     for number, name in enumerate(tensors):
-        ranges[name] = seven_digits(choose_range(histograms[name], method, percentile))
+        ranges[name] = storable(choose_range(histograms[name], method, percentile))
         if number % 16 == 0:
             share = _COLLECTING + (1 - _COLLECTING) * number / len(tensors)
             ctx.progress(share, f"{method} range of tensor {number + 1} of {len(tensors)}")

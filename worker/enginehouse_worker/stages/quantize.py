@@ -13,7 +13,7 @@ from enginehouse_worker.files import sole_file, write_json, write_whole
 from enginehouse_worker.graphs.index import GraphIndex, index_graph, load_model
 from enginehouse_worker.graphs.signature import model_signature
 from enginehouse_worker.quantization.exclusion import excluded_nodes
-from enginehouse_worker.quantization.model import REDUCE_RANGE, Quantization, reduces_range
+from enginehouse_worker.quantization.model import REDUCE_RANGE, Quantization, nothing_to_quantize, reduces_range
 from enginehouse_worker.quantization.rules import DIALECTS, ONNXRUNTIME
 from enginehouse_worker.sensitivity.report import read_excluded
 from enginehouse_worker.stages.context import Stage, StageContext
@@ -38,6 +38,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
         automatic = excluded_nodes(graph, read_excluded(ctx.inputs["sensitivity"], dialect.name)) - excluded
     quantization = Quantization(graph, dialect, table, reduced)
     placement = quantization.place(excluded | automatic)
+    if not placement.nodes:
+        raise nothing_to_quantize(dialect.name, bool(excluded | automatic))
     ctx.progress(0.2, f"{len(placement.nodes)} operators to quantize")
     quantized = quantization.model(placement)
     path = ctx.output / "model.onnx"

@@ -10,13 +10,12 @@ from enginehouse_worker.calibration.table import CalibrationTable
 from enginehouse_worker.data.preprocessing import read_preprocessing
 from enginehouse_worker.datasets import Dataset, open_dataset
 from enginehouse_worker.digests import file_digest
-from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import sole_file, write_json
 from enginehouse_worker.graphs.index import index_graph, load_model
 from enginehouse_worker.graphs.signature import model_signature
 from enginehouse_worker.layers.layer import Layer, quantized_layers
 from enginehouse_worker.quantization.exclusion import excluded_nodes
-from enginehouse_worker.quantization.model import REDUCE_RANGE, Quantization, reduces_range
+from enginehouse_worker.quantization.model import REDUCE_RANGE, Quantization, nothing_to_quantize, reduces_range
 from enginehouse_worker.quantization.rules import DIALECTS
 from enginehouse_worker.sensitivity.measure import measure_layers, measure_model
 from enginehouse_worker.sensitivity.noise import shares, sqnr
@@ -63,9 +62,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     placement = quantization.place(excluded)
     layers = quantized_layers(graph, placement)
     if not layers:
-        raise WorkerError(
-            "INVALID_ARGUMENT", f"the {dialect.name} dialect quantizes nothing of this model; exclude fewer nodes"
-        )
+        raise nothing_to_quantize(dialect.name, bool(excluded))
     dataset = open_dataset(
         ctx.inputs.get("dataset"),
         params.mapping("synthetic") if "synthetic" in params else None,

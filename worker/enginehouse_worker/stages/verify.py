@@ -6,10 +6,13 @@ When an output is a softmax, SQNR and cosine are of the logits it was computed f
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from enginehouse_worker.backends import registry
 from enginehouse_worker.backends.base import Array, Instance, Signature
@@ -17,12 +20,15 @@ from enginehouse_worker.data.preprocessing import read_preprocessing
 from enginehouse_worker.datasets import Dataset, open_dataset
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import read_json, write_json
-from enginehouse_worker.metrics import OutputComparison, top_k_accuracy
+from enginehouse_worker.metrics import OutputComparison, is_classifier, is_distribution, top_k_hits
+from enginehouse_worker.npy import NpyError, NpyMember
 from enginehouse_worker.stages.context import Progress, Stage, StageContext
 from enginehouse_worker.stages.params import Params
 
 _PARAMS = ("synthetic", "max_samples", "batch_size", "preprocessing", "minimum_relative_accuracy", "minimum_sqnr_db")
 _REFERENCE = "outputs.npz"
+# Of the reference, looked at together.
+_CHECKED_ROWS = 8
 FILE = "verification.json"
 
 
@@ -31,7 +37,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     directory = ctx.input("engine")
     engine = read_json(directory / "engine.json")
     backend = registry.get(str(engine.get("backend")))
-    references = _read_reference(ctx.input("reference"))
+    references = _open_reference(ctx.input("reference"))
     loaded = backend.load(directory, device=_device(engine), options={})
     signature = loaded.signature
     dataset = open_dataset(
@@ -47,11 +53,12 @@ def run(ctx: StageContext) -> dict[str, Any]:
     smallest = int(engine.get("profile", {}).get("min", 1))
     instance = loaded.new_instance()
     try:
-        comparisons, scores = _compare(instance, dataset, references, signature, size, smallest, ctx.progress)
+        comparison = _Comparison(references, dataset)
+        _compare(instance, dataset, comparison, size, smallest, ctx.progress)
     finally:
         instance.close()
         loaded.close()
-    verification = _summary(comparisons, references, scores, dataset)
+    verification = _summary(comparison.outputs, dataset.samples) | comparison.accuracy()
     verification["data"] = dataset.describe()
     write_json(ctx.output / FILE, verification)
     refuse_if_inaccurate(verification, params, str(engine.get("precision")))
@@ -63,59 +70,116 @@ def _device(engine: dict[str, Any]) -> str:
     return "cuda:0" if engine.get("device", {}).get("kind") == "gpu" else "cpu"
 
 
-def _read_reference(directory: Path) -> dict[str, Array]:
+def _open_reference(directory: Path) -> dict[str, NpyMember]:
     path = directory / _REFERENCE
     if not path.is_file():
         raise WorkerError("INVALID_ARGUMENT", f"the reference input has no {_REFERENCE}; run the reference stage")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
+        with zipfile.ZipFile(path) as archive:
+            members = [NpyMember(path, name) for name in archive.namelist()]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise WorkerError("INVALID_ARGUMENT", f"{_REFERENCE} cannot be read: {error}") from None
+    return {member.name: member for member in members}
+
+
+def _rows(member: NpyMember, size: int) -> Iterator[Array]:
+    try:
+        yield from member.rows(size, member.shape[0])
+    except NpyError as error:
         raise WorkerError("INVALID_ARGUMENT", f"{_REFERENCE} cannot be read: {error}") from None
 
 
-def _check_reference(references: dict[str, Array], signature: Signature, samples: int) -> None:
-    names = {spec.name for spec in signature.outputs}
+def _check_reference(references: dict[str, NpyMember], signature: Signature, samples: int) -> None:
+    # The reference has no text: it is not compared.
+    names = {spec.name for spec in signature.outputs if spec.dtype != "BYTES"}
     if set(references) != names:
         raise WorkerError(
             "INVALID_ARGUMENT", f"the reference has outputs {sorted(references)}, the engine {sorted(names)}"
         )
-    for name, value in references.items():
-        if len(value) != samples:
+    for name, member in references.items():
+        if member.shape[0] != samples:
             raise WorkerError(
                 "INVALID_ARGUMENT",
-                f"the reference has {len(value)} samples of {name!r}, the data {samples}; give both the same data",
+                f"the reference has {member.shape[0]} samples of {name!r}, the data {samples}; give both the same data",
             )
 
 
+class _Comparison:
+    """Every output of the engine against the reference's, and the accuracy of the first that is a classifier's, batch
+    by batch: neither is in memory as a whole.
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT for a label of a class that the classifier does not have.
+    """
+
+    def __init__(self, references: dict[str, NpyMember], dataset: Dataset) -> None:
+        self._references = references
+        classifiers = [name for name, member in references.items() if is_classifier(member.shape, member.dtype)]
+        self.outputs = {
+            name: OutputComparison(
+                softmax=all(is_distribution(rows) for rows in _rows(member, _CHECKED_ROWS)),
+                classifier=name in classifiers,
+            )
+            for name, member in references.items()
+        }
+        self._labels = dataset.labels() if classifiers else None
+        if self._labels is not None:
+            self._classifier = classifiers[0]
+            classes = references[self._classifier].shape[1]
+            _check_labels(self._labels, self._classifier, classes)
+            # Of five classes or fewer, five guesses are always right.
+            self._hits = {f"{of}top{k}": 0 for of in ("", "reference_") for k in ((1, 5) if classes > 5 else (1,))}
+
+    def add(self, begin: int, expected: dict[str, Array], actual: dict[str, Array]) -> None:
+        """Compare the samples from number `begin` on."""
+        for name, comparison in self.outputs.items():
+            try:
+                comparison.add(expected[name], actual[name])
+            except ValueError as error:
+                raise WorkerError("INVALID_ARGUMENT", f"the engine's output {name!r} has {error}") from None
+        if self._labels is not None:
+            for measure in self._hits:
+                scores = (expected if measure.startswith("reference_") else actual)[self._classifier]
+                labels = self._labels[begin : begin + len(scores)]
+                self._hits[measure] += top_k_hits(scores, labels, int(measure[-1]))
+
+    def accuracy(self) -> dict[str, Any]:
+        """Empty when there are no labels, or no classifier."""
+        if self._labels is None:
+            return {}
+        samples = len(self._labels)
+        shares = {measure: hits / samples for measure, hits in self._hits.items()}
+        return {"accuracy_measured": True, "labelled_samples": samples, **shares}
+
+    def references(self, size: int) -> Iterator[dict[str, Array]]:
+        """The reference's outputs, `size` samples at a time."""
+        streams = {name: _rows(member, size) for name, member in self._references.items()}
+        while batch := {name: rows for name, stream in streams.items() if (rows := next(stream, None)) is not None}:
+            yield batch
+
+
 def _compare(
-    instance: Instance,
-    dataset: Dataset,
-    references: dict[str, Array],
-    signature: Signature,
-    size: int,
-    smallest: int,
-    progress: Progress,
-) -> tuple[dict[str, OutputComparison], Array | None]:
-    comparisons = {spec.name: OutputComparison(references[spec.name]) for spec in signature.outputs}
-    classifier = next((name for name, c in comparisons.items() if c.is_classifier), None)
-    scores: list[Array] = []
+    instance: Instance, dataset: Dataset, comparison: _Comparison, size: int, smallest: int, progress: Progress
+) -> None:
     done = 0
-    for batch in dataset.batches(size):
+    for batch, expected in zip(dataset.batches(size), comparison.references(size), strict=True):
         count = len(next(iter(batch.values())))
         # An engine may have a smallest batch: fill up with the last sample, and leave its outputs out.
         padded = {name: _at_least(array, smallest) for name, array in batch.items()}
         outputs = instance.run(padded, [])
-        for name, comparison in comparisons.items():
-            try:
-                comparison.add(done, outputs[name][:count])
-            except ValueError as error:
-                raise WorkerError("INVALID_ARGUMENT", f"the engine's output {name!r} has {error}") from None
-        if classifier is not None:
-            scores.append(outputs[classifier][:count])
+        comparison.add(done, expected, {name: outputs[name][:count] for name in expected})
         done += count
         progress(done / dataset.samples, f"sample {done} of {dataset.samples}")
-    return comparisons, np.concatenate(scores) if scores else None
+
+
+def _check_labels(labels: npt.NDArray[np.int64], output: str, classes: int) -> None:
+    """Labels that count otherwise than the model would give accuracies near 0 to both, which pass any gate."""
+    if labels.min() < 0 or labels.max() >= classes:
+        raise WorkerError(
+            "INVALID_ARGUMENT",
+            f"the labels go from {labels.min()} to {labels.max()}, and the model's output {output!r} has {classes} "
+            f"classes: expected class indices from 0 to {classes - 1} (a TFRecord's label_offset is subtracted)",
+        )
 
 
 def _at_least(array: Array, smallest: int) -> Array:
@@ -123,11 +187,9 @@ def _at_least(array: Array, smallest: int) -> Array:
     return array if missing <= 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
-def _summary(
-    comparisons: dict[str, OutputComparison], references: dict[str, Array], scores: Array | None, dataset: Dataset
-) -> dict[str, Any]:
+def _summary(comparisons: dict[str, OutputComparison], samples: int) -> dict[str, Any]:
     outputs = {name: comparison.summary() for name, comparison in comparisons.items()}
-    found: dict[str, Any] = {"samples": dataset.samples, "accuracy_measured": False, "outputs": outputs}
+    found: dict[str, Any] = {"samples": samples, "accuracy_measured": False, "outputs": outputs}
     for measure in ("sqnr_db", "cosine", "top1_agreement"):
         values = [summary[measure] for summary in outputs.values() if measure in summary]
         if values:
@@ -135,16 +197,6 @@ def _summary(
             found[measure] = min(values)
     if all(summary.get("exact") for summary in outputs.values()):
         found["exact"] = True
-    labels = dataset.labels()
-    if labels is not None and scores is not None:
-        name = next(name for name, comparison in comparisons.items() if comparison.is_classifier)
-        found["accuracy_measured"] = True
-        found["labelled_samples"] = len(labels)
-        for prefix, output in (("", scores), ("reference_", references[name])):
-            found[f"{prefix}top1"] = top_k_accuracy(output, labels, 1)
-            # Of five classes or fewer, five guesses are always right.
-            if output.shape[1] > 5:
-                found[f"{prefix}top5"] = top_k_accuracy(output, labels, 5)
     return found
 
 
