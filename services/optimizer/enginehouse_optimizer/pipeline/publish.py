@@ -21,7 +21,7 @@ from enginehouse_optimizer.storage.stage_results import StageResult
 
 # Of what a verification holds, what the API has fields for.
 MEASURES = ("top1", "top5", "reference_top1", "reference_top5", "sqnr_db", "cosine", "top1_agreement")
-_NOT_PAYLOAD = ("result.json",)
+_NOT_PAYLOAD = ("result.json", "timing.cache")
 
 
 def make_manifest(
