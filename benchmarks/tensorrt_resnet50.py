@@ -34,6 +34,7 @@ IMAGES = 128
 BATCHES = (1, 8, 32, 128, 256)
 PROFILE = {"min": 1, "opt": 128, "max": 256}
 IN_FLIGHT = 8
+ENGINES = ("fp16", "int8", "int8-batch1", "int8-implicit")
 
 
 def stage(name: str, inputs: dict[str, Path], output: Path, params: dict[str, Any]) -> Path:
@@ -143,8 +144,8 @@ def implicit_engine(work: Path, output: Path) -> Path:
     return output
 
 
-def build(work: Path) -> dict[str, Path]:
-    """Build what is missing; returns engine directories by name."""
+def build(work: Path, only: list[str]) -> dict[str, Path]:
+    """Build what is missing of the engines wanted; returns their directories by name."""
     from enginehouse_worker.backends import registry
     from enginehouse_worker.backends.base import BatchProfile
 
@@ -156,12 +157,16 @@ def build(work: Path) -> dict[str, Path]:
         "int8-batch1": ("int8", "INT8", {"min": 1, "opt": 1, "max": 1}),
     }
     for name, (source, precision, profile) in wanted.items():
+        if name not in only:
+            continue
         folder = found[name] = work / "engines" / name
         if not (folder / "engine.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             begin = time.monotonic()
             backend.build(work / source, folder, precision=precision, profile=BatchProfile(**profile), options={})
             print(f"built {name} in {time.monotonic() - begin:.1f} s", flush=True)
+    if "int8-implicit" not in only:
+        return found
     folder = found["int8-implicit"] = work / "engines" / "int8-implicit"
     if not (folder / "engine.json").exists():
         begin = time.monotonic()
@@ -219,12 +224,41 @@ def power_w() -> float | None:
         return None
 
 
-def measure(work: Path, out: Path, rounds: int, seconds: float) -> None:
+def check(work: Path) -> None:
+    """Run images in batches of many sizes in a random order on two instances: every answer must be the image's own.
+
+    Raises:
+        AssertionError: an answer differs from the same engine's answer to the image alone by more than rounding.
+    """
+    from enginehouse_worker.backends import registry
+
+    images = np.load(work / "images" / "data.npz")["input"]
+    random = np.random.default_rng(1)
+    for name in ("fp16", "int8"):
+        engine = registry.get("tensorrt").load(work / "engines" / name, device="cuda:0", options={"cuda_graphs": "4"})
+        instances = [engine.new_instance() for _ in range(2)]
+        alone = np.concatenate([instances[0].run({"input": image[None]}, ())["logits"].copy() for image in images])
+        worst = 0.0
+        for number in range(60):
+            chosen = random.integers(0, len(images), size=int(random.choice([1, 2, 3, 7, 8, 31, 32, 100, 128])))
+            found = instances[number % 2].run({"input": images[chosen]}, ())["logits"]
+            worst = max(worst, float(np.linalg.norm(found - alone[chosen]) / np.linalg.norm(alone[chosen])))
+        print(f"{name}: 60 batches of mixed sizes, worst relative difference {worst:.2e}", flush=True)
+        # Tactics of another profile size round otherwise; another image's answer would differ by far more.
+        others = np.linalg.norm(alone[1:] - alone[:-1], axis=1).mean() / np.linalg.norm(alone, axis=1).mean()
+        assert worst < 0.5 * others, (name, worst, others)
+        for instance in instances:
+            instance.close()
+        engine.close()
+
+
+def measure(work: Path, out: Path, rounds: int, seconds: float, only: list[str]) -> None:
     """Build, then time all engines in turns; one row an engine, batch and scope."""
     from enginehouse_worker.backends import registry
 
     backend = registry.get("tensorrt")
-    folders = build(work)
+    folders = build(work, only)
+    check(work)
     engines = {name: backend.load(folder, device="cuda:0", options={}) for name, folder in folders.items()}
     instances = {name: [engine.new_instance() for _ in range(3)] for name, engine in engines.items()}
     environment = {
@@ -279,10 +313,13 @@ def main() -> None:
     cli.add_argument("--out", type=Path)
     cli.add_argument("--rounds", type=int, default=3)
     cli.add_argument("--seconds", type=float, default=1.0)
+    cli.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     arguments = cli.parse_args()
     steps: dict[str, Callable[[], None]] = {
         "prepare": lambda: prepare(arguments.work),
-        "measure": lambda: measure(arguments.work, arguments.out, arguments.rounds, arguments.seconds),
+        "measure": lambda: measure(
+            arguments.work, arguments.out, arguments.rounds, arguments.seconds, arguments.engines
+        ),
     }
     steps[arguments.step]()
 
