@@ -211,6 +211,18 @@ def test_weights_that_are_not_finite_are_named_in_every_format(value: float, tmp
     assert "first/weights (1 of 24 values)" in message
 
 
+def test_infinities_among_zeros_are_a_mask_unless_an_operator_multiplies_with_them(tmp_path: Path) -> None:
+    row = np.array([[0.0, -np.inf, 0.0, 0.0]], np.float32)
+    for name, multiplied in (("mask", False), ("weights", True)):
+        with tf.Graph().as_default() as graph:
+            x = tf.compat.v1.placeholder(tf.float32, [None, 4], name="x")
+            constant = tf.identity(tf.constant(row.T if multiplied else row, name=name))
+            tf.nn.softmax(tf.matmul(x, constant) if multiplied else x + constant, name="y")
+        (tmp_path / f"{name}.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    freeze(tmp_path / "mask.pb", tmp_path / "out")
+    assert "weights (1 of 4 values)" in refusal(tmp_path / "weights.pb", tmp_path / "refused")
+
+
 def lambdas() -> dict[str, Any]:
     rows = keras.Input((3, 4))
     plain = layers.Lambda(lambda x: x * 2, name="twice")
