@@ -26,7 +26,7 @@ def pixels(samples: int, seed: int = 0) -> tuple[Pixels, npt.NDArray[np.int64]]:
 
 def normalized(images: Pixels) -> npt.NDArray[np.float32]:
     """What PREPROCESSING makes of pixels, channels first."""
-    values: npt.NDArray[Any] = (images.astype(np.float32) - np.float32(MEAN)) / np.float32(DEVIATION)
+    values: npt.NDArray[Any] = (images.astype(np.float32) - np.array(MEAN, np.float32)) / np.float32(DEVIATION)
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 

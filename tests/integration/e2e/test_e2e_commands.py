@@ -44,7 +44,7 @@ def test_from_a_saved_model_to_answers(home: Path, tensorflow_models: Path, tmp_
     enginehouse(home, "engines", "alias", "colours:prod", int8["id"])
     enginehouse(home, "load", "colours", "colours:prod")
     fresh, expected = pixels(5, seed=2)
-    np.save(tmp_path / "some.npy", ((fresh - np.float32(MEAN)) / np.float32(DEVIATION)).astype(np.float32))
+    np.save(tmp_path / "some.npy", ((fresh - np.array(MEAN, np.float32)) / np.float32(DEVIATION)).astype(np.float32))
     answer = json.loads(enginehouse(home, "infer", "colours", "--input", "some.npy", "--json", cwd=tmp_path).stdout)
     ((_, scores),) = answer["outputs"].items()
     assert np.array(scores["data"]).argmax(axis=1).tolist() == expected.tolist()

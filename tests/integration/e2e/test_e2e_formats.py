@@ -62,7 +62,7 @@ def test_a_format_becomes_engines(client: Client, engines: dict[str, list[Engine
     assert int8.verification is not None and (int8.verification.sqnr_db or 0) > 15
     assert graph.verification is not None and (graph.verification.sqnr_db or 200) > 80
     images, labels = pixels(6, seed=1)
-    feed = ((images - np.float32(MEAN)) / np.float32(DEVIATION)).astype(np.float32)
+    feed = ((images - np.array(MEAN, np.float32)) / np.float32(DEVIATION)).astype(np.float32)
     scores = []
     for number, engine in enumerate((fp32, int8, graph)):
         client.load(f"m{number}", engine)
