@@ -17,6 +17,7 @@ from enginehouse_worker.conversion.tensorflow import convert
 from enginehouse_worker.conversion.weights import strip_weights
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.freezing.freeze import freeze
+from enginehouse_worker.freezing.frozen_file import write_graph
 from enginehouse_worker.graphs.editing import EditableGraph
 from enginehouse_worker.zoo.entries import ENTRIES
 from keras import layers
@@ -90,7 +91,7 @@ def branched() -> Any:
 def converted(model: Any, tmp_path: Path, *, channels_first: bool) -> tuple[EditableGraph, Signature]:
     frozen = freeze(model)
     path = tmp_path / "frozen.pb"
-    path.write_bytes(frozen.graph.SerializeToString())
+    write_graph(path, frozen.graph, frozen.weights)
     return convert(path, frozen.signature, channels_first=channels_first, opset=17, progress=silent)
 
 
@@ -126,8 +127,10 @@ def test_graphs_are_clean_and_exact(make: Any, channels_first: bool, tmp_path: P
 
 def test_weights_stay_out_of_the_conversion(tmp_path: Path) -> None:
     frozen = freeze(flattened())
-    size = frozen.graph.ByteSize()
-    stripped = strip_weights(frozen.graph)
+    path = tmp_path / "frozen.pb"
+    write_graph(path, frozen.graph, frozen.weights)
+    size = path.stat().st_size
+    stripped = strip_weights(tf.compat.v1.GraphDef.FromString(path.read_bytes()))
     assert sum(value.nbytes for value in stripped.weights.values()) > 0.75 * size
     assert stripped.graph.ByteSize() < 0.25 * size
 
@@ -144,8 +147,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_damaged_graphs_are_refused(tmp_path: Path) -> None:
     frozen = freeze(keras.Sequential([keras.Input((4,), name="x"), layers.Dense(2, name="y")]))
-    data = frozen.graph.SerializeToString()
     path = tmp_path / "frozen.pb"
+    write_graph(path, frozen.graph, frozen.weights)
+    data = path.read_bytes()
     for content in (b"", data[: len(data) // 2], b"nonsense"):
         path.write_bytes(content)
         with pytest.raises(WorkerError) as raised:

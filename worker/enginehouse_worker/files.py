@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,15 @@ from enginehouse_worker.errors import WorkerError
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file beside its place, make it durable, and rename it there: a reader never sees half of it."""
+    write_pieces(path, (data,))
+
+
+def write_pieces(path: Path, pieces: Iterable[Any]) -> None:
+    """Write a file as `write_whole`, from pieces of bytes or what is like them that are made one at a time."""
     beside = path.with_name(f".{path.name}.partial")
     with beside.open("wb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)

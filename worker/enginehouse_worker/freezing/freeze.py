@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from enginehouse_worker.backends.base import Signature, TensorSpec
+from enginehouse_worker.backends.base import Array, Signature, TensorSpec
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.freezing.carving import interface_names
 from enginehouse_worker.freezing.dtypes import protocol_name
 from enginehouse_worker.freezing.frozen_graph import Frozen
 from enginehouse_worker.freezing.operations import check_inference
+from enginehouse_worker.freezing.variables import with_constants
 from enginehouse_worker.graphs.naming import unique_name
 
 
@@ -34,16 +36,18 @@ def freeze(model: Any) -> Frozen:
         # The batch that the model was saved with is in its computation.
         frozen = _frozen_function(model, input_names, shapes)
     outputs = [tensor.name for tensor in frozen.outputs]
-    graph = frozen.graph.as_graph_def()
     output_specs = tuple(_spec(name, tensor) for name, tensor in zip(output_names, frozen.outputs, strict=True))
     input_specs = tuple(_spec(name, tensor) for name, tensor in zip(input_names, frozen.inputs, strict=True))
     placeholders = [tensor.op.name for tensor in frozen.inputs]
-    graph = _with_named_outputs(graph, outputs, output_names)
+    graph, moved = _with_named_outputs(frozen.graph, outputs, output_names)
     layers = {layer.name for layer in model._flatten_layers()}
-    graph = _with_readable_names(graph, dict(zip(placeholders, input_names, strict=True)), output_names, layers)
+    renamed = _rename_readably(graph, dict(zip(placeholders, input_names, strict=True)), output_names, layers)
     check_inference(graph, output_names, variables_allowed=False)
     batched = all(spec.shape and spec.shape[0] == -1 for spec in (*input_specs, *output_specs))
-    return Frozen(graph, Signature(input_specs, output_specs, batched), int(model.count_params()))
+    named = {moved.get(name, name): value for name, value in frozen.weights.items()}
+    # What no output needs is gone.
+    weights = {renamed[name]: value for name, value in named.items() if name in renamed}
+    return Frozen(graph, Signature(input_specs, output_specs, batched), int(model.count_params()), weights=weights)
 
 
 def _with_free_batch(shapes: Sequence[tuple[int | None, ...]]) -> list[tuple[int | None, ...]]:
@@ -53,7 +57,17 @@ def _with_free_batch(shapes: Sequence[tuple[int | None, ...]]) -> list[tuple[int
     return list(shapes)
 
 
-def _frozen_function(model: Any, names: Sequence[str], shapes: Sequence[tuple[int | None, ...]]) -> Any:
+@dataclass(frozen=True)
+class _Function:
+    """A GraphDef of constants, its symbolic inputs and outputs, and by node the weights that it holds no values of."""
+
+    graph: Any
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    weights: Mapping[str, Array] = field(default_factory=dict)
+
+
+def _frozen_function(model: Any, names: Sequence[str], shapes: Sequence[tuple[int | None, ...]]) -> _Function:
     """The model's inference function for inputs of these shapes, its variables made constants."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -69,7 +83,11 @@ def _frozen_function(model: Any, names: Sequence[str], shapes: Sequence[tuple[in
 
     try:
         function = tf.function(forward, input_signature=specs, autograph=False).get_concrete_function()
-        return convert_variables_to_constants_v2(function, lower_control_flow=False)
+        light = with_constants(function)
+        if light is not None:
+            return _Function(light[0], function.inputs[: len(specs)], function.outputs, light[1])
+        whole = convert_variables_to_constants_v2(function, lower_control_flow=False)
+        return _Function(whole.graph.as_graph_def(), whole.inputs, whole.outputs)
     except MemoryError:
         raise
     except Exception as error:
@@ -104,8 +122,11 @@ def _spec(name: str, tensor: Any) -> TensorSpec:
     return TensorSpec(name, protocol_name(tensor.dtype), tuple(-1 if d is None else int(d) for d in tensor.shape))
 
 
-def _with_named_outputs(graph: Any, tensors: Sequence[str], names: Sequence[str]) -> Any:
-    """Put an Identity called as the output on each output tensor, in place of those that tf.function made."""
+def _with_named_outputs(graph: Any, tensors: Sequence[str], names: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """Put an Identity called as the output on each output tensor, in place of those that tf.function made.
+
+    Also returns the new names of nodes that had an output's.
+    """
     import tensorflow as tf
 
     by_name = {node.name: node for node in graph.node}
@@ -126,7 +147,9 @@ def _with_named_outputs(graph: Any, tensors: Sequence[str], names: Sequence[str]
         dtype = by_name[tensor.split(":")[0]].attr["T"].type
         node = result.node.add(name=name, op="Identity", input=[_rename_input(source, renamed)])
         node.attr["T"].type = dtype
-    return tf.compat.v1.graph_util.extract_sub_graph(result, list(names)) if not _functions(graph) else result
+    if not _functions(graph):
+        result = tf.compat.v1.graph_util.extract_sub_graph(result, list(names))
+    return result, renamed
 
 
 def _through_identities(nodes: dict[str, Any], tensor: str) -> str:
@@ -144,8 +167,11 @@ def _functions(graph: Any) -> bool:
     return bool(graph.library.function)
 
 
-def _with_readable_names(graph: Any, inputs: dict[str, str], outputs: Sequence[str], layers: set[str]) -> Any:
-    """Rename nodes in place: inputs as wanted, and `functional_1/conv_1/...` to the layer's name, `conv/...`."""
+def _rename_readably(graph: Any, inputs: dict[str, str], outputs: Sequence[str], layers: set[str]) -> dict[str, str]:
+    """Rename nodes in place: inputs as wanted, and `functional_1/conv_1/...` to the layer's name, `conv/...`.
+
+    Returns the new names by the old ones.
+    """
     wanted = set(inputs.values()) | set(outputs)
     taken = set(wanted)
     renamed: dict[str, str] = {}
@@ -161,7 +187,7 @@ def _with_readable_names(graph: Any, inputs: dict[str, str], outputs: Sequence[s
         if "_class" in node.attr:
             # Colocation hints name nodes, and mean nothing in a graph of constants.
             del node.attr["_class"]
-    return graph
+    return renamed
 
 
 def _layer_path(name: str, layers: set[str]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enginehouse_worker.backends.base import Signature
+from enginehouse_worker.backends.base import Array, Signature
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.freezing.batch import with_free_batch
 from enginehouse_worker.freezing.carving import End, carve, interface_names
@@ -27,13 +27,15 @@ class Frozen:
     """`graph` is a GraphDef in which tensor `name:0` is the signature's input or output `name`.
 
     `parameters` counts the model's weights before anything is folded. `unused` inputs were declared and nothing needs
-    them: they are not in the graph.
+    them: they are not in the graph. `weights` are the values, by node, of constants that have but a type and shape in
+    `graph`: `frozen_file.write_graph` puts both together.
     """
 
     graph: Any
     signature: Signature
     parameters: int
     unused: tuple[str, ...] = ()
+    weights: Mapping[str, Array] = field(default_factory=dict)
 
 
 def freeze_graph_file(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Frozen:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.graphs.editing import EditableGraph
+from enginehouse_worker.graphs.wire import tag, varint
 
 # Protobuf's limit for one message, and so for one ONNX file.
 MAX_BYTES = (1 << 31) - 1
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER = 5
-_LENGTH_DELIMITED = 2
 
 
 def write_model(path: Path, graph: EditableGraph) -> None:
@@ -31,14 +31,14 @@ def write_model(path: Path, graph: EditableGraph) -> None:
     length = len(inner)
     for tensor in graph.initializers():
         size = tensor.ByteSize()
-        length += len(_tag(_GRAPH_INITIALIZER) + _varint(size)) + size
-    check_size(len(outer) + length + len(_tag(_MODEL_GRAPH) + _varint(length)))
+        length += len(tag(_GRAPH_INITIALIZER) + varint(size)) + size
+    check_size(len(outer) + length + len(tag(_MODEL_GRAPH) + varint(length)))
     beside = path.with_name(f".{path.name}.partial")
     with beside.open("wb") as file:
-        file.write(outer + _tag(_MODEL_GRAPH) + _varint(length) + inner)
+        file.write(outer + tag(_MODEL_GRAPH) + varint(length) + inner)
         for tensor in graph.initializers():
             data = tensor.SerializeToString(deterministic=True)
-            file.write(_tag(_GRAPH_INITIALIZER) + _varint(len(data)))
+            file.write(tag(_GRAPH_INITIALIZER) + varint(len(data)))
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -53,16 +53,3 @@ def check_size(size: int) -> None:
             f"the model has {size / 1e9:.2f} GB of weights in FP32, more than the 2 GiB that one ONNX file holds; "
             "larger models are not supported",
         )
-
-
-def _tag(field: int) -> bytes:
-    return _varint(field << 3 | _LENGTH_DELIMITED)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginehouse_worker.archives import extract
 from enginehouse_worker.errors import WorkerError
-from enginehouse_worker.files import write_json, write_whole
+from enginehouse_worker.files import write_json
 from enginehouse_worker.freezing import formats
 from enginehouse_worker.freezing.guarded import run_guarded
 from enginehouse_worker.stages.context import Stage, StageContext
@@ -109,8 +109,10 @@ def freeze_file(ctx: StageContext, params: Params, path: Path, format_: str) -> 
 
 
 def _write(ctx: StageContext, frozen: Frozen, format_: str) -> dict[str, Any]:
+    from enginehouse_worker.freezing.frozen_file import write_graph
+
     ctx.progress(0.8, "writing the frozen graph")
-    write_whole(ctx.output / "frozen.pb", frozen.graph.SerializeToString(deterministic=True))
+    write_graph(ctx.output / "frozen.pb", frozen.graph, frozen.weights)
     write_json(ctx.output / "signature.json", frozen.signature.to_json())
     return {
         "format": format_,
