@@ -75,8 +75,8 @@ def _refuse(path: Path, found: list[Hazard], allow_unsafe: bool) -> None:
         raise WorkerError(
             "INVALID_ARGUMENT",
             f"{path.name} would run code on loading: {_list(code)}. Replace these by Keras layers or operations, "
-            "upload a "
-            "SavedModel of the model, or, if you trust whoever made the file, allow it (allow_unsafe)",
+            "upload a SavedModel of the model, or, if you trust whoever made the file, allow it (start the optimizer "
+            "with ENGINEHOUSE_ALLOW_UNSAFE_MODELS=true)",
         )
     if custom:
         raise WorkerError(
