@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -255,6 +256,25 @@ def test_tfrecords_are_read(pack: Any, tmp_path: Path) -> None:
     assert done["y"].tolist() == [4, 9, 4]
     assert done["x"][:, 0, 0, 0].tolist() == [4, 9, 4]
     assert json.loads((done["directory"] / "dataset.json").read_text())["format"] == "tfrecord"
+
+
+# Two examples that TensorFlow 2.21 wrote: grey images of 2x2 pixels, 5 and 200, labels 1 and 300, and two floats each.
+WRITTEN_BY_TENSORFLOW = (
+    "owAAAAAAAACzx78uCqABChoKEWltYWdlL2NsYXNzL2xhYmVsEgUaAwoBAQpkCg1pbWFnZS9lbmNvZGVkElMKUQpPiVBORw0KGgoA"
+    "AAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVQImWNkZWVlYGBgYmBgYGBgAAAA3gATBEUtGgAAAABJRU5ErkJgggocCgxp"
+    "bWFnZS9oZWlnaHQSDBIKCggAAABAAAAAQCYoLCikAAAAAAAAAEETuCgKoQEKGwoRaW1hZ2UvY2xhc3MvbGFiZWwSBhoECgKsAgpk"
+    "Cg1pbWFnZS9lbmNvZGVkElMKUQpPiVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVQImWM8ceIEAwMDEwMD"
+    "AwMDAwAcSgJcFJ2OWAAAAABJRU5ErkJgggocCgxpbWFnZS9oZWlnaHQSDBIKCggAAABAAAAAQD0Un6E="
+)
+
+
+def test_tensorflows_own_records_are_read(tmp_path: Path) -> None:
+    data = base64.b64decode(WRITTEN_BY_TENSORFLOW)
+    done = prepared(tmp_path, data, format="tfrecord", tfrecord={"label_offset": 1})
+    assert done["x"][:, 0, 0, 0].tolist() == [5, 200]
+    assert done["y"].tolist() == [0, 299]
+    error = refused(tmp_path, data, format="tfrecord", tfrecord={"label": "image/height"})
+    assert "'image/height' (2 float)" in error
 
 
 def test_tfrecords_without_labels_have_none(tmp_path: Path) -> None:
