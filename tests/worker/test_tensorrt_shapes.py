@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from enginehouse_worker.backends.base import BatchProfile, Signature, TensorSpec
 from enginehouse_worker.backends.tensorrt.cuda import DeviceFacts
-from enginehouse_worker.backends.tensorrt.inspector import data_type, layers
+from enginehouse_worker.backends.tensorrt.inspector import data_type, layers, parse
 from enginehouse_worker.backends.tensorrt.options import BUILD_OPTIONS, LOAD_OPTIONS, build_options, load_options
 from enginehouse_worker.backends.tensorrt.runtime import check_fits
 from enginehouse_worker.backends.tensorrt.shapes import (
@@ -217,3 +217,10 @@ def test_layers_have_one_format() -> None:
 )
 def test_types_are_named_as_elsewhere(text: str, expected: str) -> None:
     assert data_type(text) == expected
+
+
+def test_the_inspectors_control_characters_are_read() -> None:
+    text = '{"Layers": [{"Name": "a", "Metadata": "[ONNX Layer: x]\x1e[ONNX Layer: y]"}]}'
+    assert layers(parse(text))["layers"][0]["nodes"] == ["x", "y"]
+    with pytest.raises(ValueError, match="no object"):
+        parse("[]")

@@ -42,10 +42,22 @@ def inspect(library: Library, plan: bytes) -> dict[str, Any] | None:
         return None
     try:
         text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        return layers(json.loads(text))
+        return layers(parse(text))
     except (TypeError, ValueError) as error:
         print(f"the inspector's answer is not what it was: {error}", file=sys.stderr)
         return None
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The inspector's JSON, in whose strings TensorRT 8.6 leaves control characters as they are.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    value = json.loads(text, strict=False)
+    if not isinstance(value, dict):
+        raise ValueError("no object")
+    return value
 
 
 def layers(information: Mapping[str, Any]) -> dict[str, Any]:
