@@ -184,3 +184,25 @@ def graph_output(frozen: Path, image: np.ndarray) -> np.ndarray:
     function = tf.compat.v1.wrap_function(lambda: tf.compat.v1.import_graph_def(definition, name=""), [])
     pruned = function.prune(*(function.graph.as_graph_element(name) for name in names))
     return np.asarray(pruned(tf.constant(image)))
+
+
+def test_gelu_and_grouped_convolutions_are_written_with_onnxs_operators(tmp_path: Path) -> None:
+    image = keras.Input((6, 6, 4), name="image")
+    x = layers.Conv2D(8, 3, groups=2, activation="gelu", name="grouped")(image)
+    model = random_weights(keras.Model(image, layers.Dense(3, name="dense")(layers.GlobalAveragePooling2D()(x))))
+    graph, _ = converted(model, tmp_path, channels_first=False)
+    assert all(onnx.defs.has(node.op_type) for node in graph.nodes)
+    images = np.random.default_rng(0).standard_normal((5, 6, 6, 4)).astype(np.float32)
+    (found,) = ReferenceEvaluator(graph.to_model()).run(None, {"image": images})
+    assert error(found, np.asarray(model(images))) < TOLERANCE
+
+
+def test_operators_that_onnx_lacks_are_named(tmp_path: Path) -> None:
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 4], name="x")
+        tf.identity(tf.math.lgamma(x, name="gamma"), name="y")
+    (tmp_path / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    spec = {"dtype": "FP32", "shape": [-1, 4]}
+    value = {"inputs": [{"name": "x", **spec}], "outputs": [{"name": "y", **spec}], "batched": True}
+    with pytest.raises(WorkerError, match="'Lgamma'"):
+        convert(tmp_path / "frozen.pb", Signature.from_json(value), channels_first=False, opset=17, progress=silent)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse_worker.backends.base import Signature, TensorSpec
+from enginehouse_worker.conversion.operators import allow_inlining, check_operators, replace_operators
 from enginehouse_worker.conversion.passes.finite import check_finite
 from enginehouse_worker.conversion.passes.naming import name_by_weights, rename_by_layer
 from enginehouse_worker.conversion.tidy import tidy
@@ -38,6 +39,8 @@ def convert(
     graph.constants.update(stripped.weights)
     graph.inputs = [info for info in graph.inputs if info.name not in stripped.weights]
     stripped.weights.clear()
+    replace_operators(graph)
+    check_operators(graph)
     check_finite(graph)
     converted = Signature(
         tuple(_turned(s, channels_first) for s in signature.inputs),
@@ -59,6 +62,7 @@ def _read(path: Path) -> Any:
         definition.ParseFromString(path.read_bytes())
     except Exception as error:
         raise WorkerError("INVALID_ARGUMENT", f"the frozen graph cannot be read: {error}") from None
+    allow_inlining(definition)
     return definition
 
 
