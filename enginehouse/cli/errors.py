@@ -36,7 +36,9 @@ _CODES: Mapping[type[EnginehouseError], int] = {
 }
 
 _HINTS: Mapping[type[EnginehouseError], str] = {
-    NotFoundError: "`enginehouse models list`, `engines list`, `jobs list` and `serving` say what there is",
+    NotFoundError: (
+        "`enginehouse models list`, `datasets list`, `engines list`, `jobs list` and `serving` say what there is"
+    ),
     ResourceExhaustedError: "the server is busy: try again in a while",
     DeadlineExceededError: "`enginehouse status` says how the services are",
     AbortedError: "somebody else changed it meanwhile: try again",

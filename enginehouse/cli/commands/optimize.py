@@ -17,6 +17,7 @@ from enginehouse.cli.transfer import shown
 from enginehouse.cli.watch import follow
 from enginehouse.client import Client
 from enginehouse.client.dataset_files import is_dataset_file
+from enginehouse.client.model_files import model_file
 from enginehouse.client.values import AutomaticExclusion, Calibration, Model, Synthetic, Target, VerificationSpec
 from enginehouse.errors import InvalidArgumentError, NotFoundError
 
@@ -178,6 +179,8 @@ def _refuse(given: Mapping[str, bool], why: str) -> None:
 def _model(client: Client, text: str, name: str | None, seed: int) -> Model:
     path = Path(text)
     if path.exists():
+        if path.is_dir() and path.name == text and (registered := _named_as_folder(client, path)) is not None:
+            return registered
         with shown(path.name) as progress:
             model = client.models.upload(path, name, progress=progress)
         say(f"uploaded {model.id}")
@@ -196,13 +199,36 @@ def _model(client: Client, text: str, name: str | None, seed: int) -> Model:
     return model
 
 
+def _named_as_folder(client: Client, folder: Path) -> Model | None:
+    """The model whose id is a folder's name, where the folder itself holds none, such as the demo's `digits`."""
+    try:
+        model_file(folder)
+    except InvalidArgumentError as no_model:
+        try:
+            return client.models.get(folder.name)
+        except (NotFoundError, InvalidArgumentError):
+            raise no_model from None
+    return None
+
+
 def _dataset(client: Client, text: str | None) -> str | None:
     if text is None:
         return None
     path = Path(text)
-    if not is_dataset_file(text):
+    if not is_dataset_file(text) and not path.is_file():
+        if "/" in text and not text.startswith("projects/"):
+            raise InvalidArgumentError(f"there is no {text}: expected a dataset's id, a file, or a folder of images")
+        if path.is_dir():
+            _refuse_folder_without_dataset(client, text)
         return text
     with shown(path.name) as progress:
         dataset = client.datasets.upload(path, replace=True, progress=progress)
     say(f"uploaded {dataset.id} ({dataset.samples} samples)")
     return dataset.name
+
+
+def _refuse_folder_without_dataset(client: Client, text: str) -> None:
+    try:
+        client.datasets.get(text)
+    except (NotFoundError, InvalidArgumentError):
+        raise NotFoundError(f"there is no dataset {text!r}; to upload the folder of that name, say ./{text}") from None

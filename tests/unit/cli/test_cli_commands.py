@@ -28,7 +28,7 @@ from enginehouse.cli.options import pairs, profile
 from enginehouse.cli.output import print_json, size
 from enginehouse.client.values import BatchProfile, ModelSignature, TensorSpec
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
-from enginehouse.v1 import engines_pb2, optimizer_pb2
+from enginehouse.v1 import engines_pb2, models_pb2, optimizer_pb2
 
 ENGINE = f"{PROJECT}/engines/m-onnxruntime-fp32-0123456789ab"
 
@@ -108,6 +108,16 @@ def test_optimize_a_file_shows_its_stages(enginehouse: Any, servers: Servers) ->
 def test_optimize_makes_a_zoo_model_when_there_is_no_other(enginehouse: Any, servers: Servers) -> None:
     assert enginehouse("optimize", "vgg16", "--seed", "3", "--detach", "--json").status == 0
     assert servers.models.models[f"{PROJECT}/models/vgg16"].zoo.seed == 3
+
+
+def test_optimize_takes_the_model_when_a_folder_of_its_name_holds_none(enginehouse: Any, servers: Servers) -> None:
+    Path("digits").mkdir()
+    assert "no saved_model.pb" in enginehouse("optimize", "digits", "--detach").err
+    name = f"{PROJECT}/models/digits"
+    servers.models.models[name] = models_pb2.Model(name=name)
+    assert enginehouse("optimize", "digits", "--detach").status == 0
+    assert servers.optimizer.requests[-1].model == name
+    assert "no saved_model.pb" in enginehouse("optimize", "./digits", "--detach").err
 
 
 def test_optimize_refuses_what_cannot_be_meant(enginehouse: Any) -> None:

@@ -34,6 +34,21 @@ def test_a_folder_goes_up_from_datasets_and_optimize(enginehouse: Any, servers: 
     assert request.calibration.dataset == f"{PROJECT}/datasets/photos"
 
 
+def test_a_folder_is_an_id_unless_it_is_said_to_be_one(enginehouse: Any, servers: Servers) -> None:
+    Path("pets").mkdir()
+    Path("pets", "a.png").write_bytes(b"a")
+    Path("net.keras").write_bytes(b"PK\x03\x04")
+    optimize = ["optimize", "vgg16", "--precision", "int8", "--detach", "--calibration-data"]
+    done = enginehouse(*optimize, "pets")
+    assert done.status == 3 and "say ./pets" in done.err
+    assert "unknown dataset 'net.keras'" in enginehouse(*optimize, "net.keras").err
+    assert "there is no some/where" in enginehouse(*optimize, "some/where").err
+    name = f"{PROJECT}/datasets/pets"
+    servers.models.datasets[name] = pb.Dataset(name=name)
+    assert enginehouse(*optimize, "pets").status == 0
+    assert servers.optimizer.requests[-1].calibration.dataset == name
+
+
 def test_list_and_show_tell_formats_and_classes(enginehouse: Any, servers: Servers) -> None:
     assert "datasets upload FILE" in enginehouse("datasets", "list").err
     name = f"{PROJECT}/datasets/pets"

@@ -143,6 +143,8 @@ class Models(models_pb2_grpc.ModelsServicer):
         return dataset
 
     async def GetDataset(self, request: Any, context: Any) -> Any:
+        if request.name not in self.datasets:
+            await fail(context, NotFoundError(f"there is no {request.name}"))
         return self.datasets[request.name]
 
     async def ListDatasets(self, request: Any, context: Any) -> Any:
