@@ -45,7 +45,11 @@ def _infer(
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 30.0,
     json: Json = False,
 ) -> None:
-    """Run a served model once and print its outputs. float64 files are cast to float32 where the model takes that."""
+    """Run a served model once and print its outputs.
+
+    Files of float64, or of whole numbers such as UINT8, are cast to float32 where the model takes that; values stay
+    as they are: only an engine made with `optimize --fold-preprocessing` normalizes pixels itself.
+    """
     if bool(input) == random:
         raise InvalidArgumentError("give --input (once or more), or --random")
     with connected() as client:
