@@ -253,7 +253,7 @@ def test_an_engine_that_is_served_stays(optimizer: OptimizerProcess) -> None:
     ("fields", "kind", "words"),
     [
         ({"versions": []}, InvalidArgumentError, "no versions"),
-        ({"versions": [serving_pb2.ServedVersion(version=0, engine="{engine}")]}, InvalidArgumentError, "below 1"),
+        ({"versions": [serving_pb2.ServedVersion(version=0, engine="{engine}")]}, InvalidArgumentError, "from 1 to"),
         (
             {"versions": [serving_pb2.ServedVersion(version=1, engine=f"{PARENT}/engines/none")]},
             FailedPreconditionError,
