@@ -11,7 +11,7 @@ from hypothesis import settings
 # Ctrl-C need the signal to arrive.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples every time: a run says whether a change broke something. HYPOTHESIS_PROFILE=random looks for new ones.
+# The same examples every time, so that a failure is a change's. HYPOTHESIS_PROFILE=random looks for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("random")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

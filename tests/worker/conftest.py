@@ -20,7 +20,7 @@ if find_spec("tensorrt_rtx_bindings") is None:
 if find_spec("tensorflow") is None:
     collect_ignore_glob += ["test_tensorflow_*.py"]
 
-# The same examples every time: a run says whether a change broke something. HYPOTHESIS_PROFILE=random looks for new ones.
+# The same examples every time, so that a failure is a change's. HYPOTHESIS_PROFILE=random looks for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("random")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
