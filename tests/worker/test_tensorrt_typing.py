@@ -78,7 +78,8 @@ def sqnr(model: onnx.ModelProto, other: onnx.ModelProto, inputs: dict[str, np.nd
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(model)
-    found = {i.name: i.type.tensor_type.elem_type for i in (*inferred.graph.value_info, *inferred.graph.input)}
+    graph = inferred.graph
+    found = {i.name: i.type.tensor_type.elem_type for i in (*graph.value_info, *graph.input, *graph.output)}
     return found | {t.name: t.data_type for t in inferred.graph.initializer}
 
 
