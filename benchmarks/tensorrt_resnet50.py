@@ -84,7 +84,6 @@ def prepare(work: Path) -> None:
 
 def implicit_engine(work: Path, output: Path) -> Path:
     """An INT8 engine calibrated by TensorRT itself, with our builder's other settings."""
-    from enginehouse_worker.backends.base import BatchProfile, Signature
     from enginehouse_worker.backends.tensorrt import cuda
     from enginehouse_worker.backends.tensorrt.builder import set_options
     from enginehouse_worker.backends.tensorrt.library import open_library
@@ -140,7 +139,6 @@ def implicit_engine(work: Path, output: Path) -> Path:
     reference = json.loads((work / "engines" / "int8" / "engine.json").read_text())
     (output / "model.plan").write_bytes(bytes(data))
     (output / "engine.json").write_text(json.dumps(reference))
-    Signature.from_json(reference), BatchProfile(**reference["profile"])
     return output
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from enginehouse.artifacts import digest_json
 from enginehouse.artifacts.manifest import engine_key
 from enginehouse_optimizer.pipeline.backends import BACKENDS, FREEZING, QUANTIZED, QUANTIZING, Backend
-from enginehouse_optimizer.pipeline.inputs import AutomaticExclusion, Data, Inputs, ModelInput, Target
+from enginehouse_optimizer.pipeline.inputs import Data, Inputs, ModelInput, Target
 from enginehouse_optimizer.pipeline.machine import CPU, GPU
 from enginehouse_optimizer.pipeline.plan import Output, Plan, PlannedEngine, PlannedStage, Source, Upload
 
@@ -105,7 +105,7 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
             if verification.per_layer:
                 name = f"layers {backend.dialect}"
                 layers = builder.add(name, QUANTIZING, samples, model=model, quantized=source, dataset=dataset)
-            few = {**samples, **_sensitivity_params(inputs, backend), "max_layers": 0}
+            few = {**samples, **_placement_params(inputs, backend), "max_layers": 0}
             few["max_samples"] = min(verification.max_samples or _BLAME_SAMPLES, _BLAME_SAMPLES)
             blame = builder.stage(
                 f"sensitivity of {suffix}",
@@ -206,23 +206,20 @@ def _sensitivity(
         return None
     params = {
         **_samples(inputs, calibration.data, automatic.max_samples),
-        **_sensitivity_params(inputs, backend, automatic),
+        **_placement_params(inputs, backend),
+        "minimum_sqnr_db": automatic.minimum_sqnr_db,
     }
+    if automatic.max_layers:
+        params["max_layers"] = automatic.max_layers
     dataset = _dataset(builder, inputs, calibration.data, calibration.max_samples, graph)
     name = f"sensitivity {backend.dialect}"
     return builder.add(name, QUANTIZING, params, machine=CPU, model=model, calibration=calibrated, dataset=dataset)
 
 
-def _sensitivity_params(
-    inputs: Inputs, backend: Backend, automatic: AutomaticExclusion | None = None
-) -> dict[str, Any]:
+def _placement_params(inputs: Inputs, backend: Backend) -> dict[str, Any]:
+    """What places Q/DQ, beside a table: for all stages the same."""
     exclude = inputs.calibration.exclude if inputs.calibration else ()
-    params: dict[str, Any] = {"dialect": backend.dialect, "exclude": sorted(exclude)}
-    if automatic is not None:
-        params["minimum_sqnr_db"] = automatic.minimum_sqnr_db
-        if automatic.max_layers:
-            params["max_layers"] = automatic.max_layers
-    return params
+    return {"dialect": backend.dialect, "exclude": sorted(exclude)}
 
 
 def _quantize(
@@ -236,7 +233,7 @@ def _quantize(
     return builder.add(
         f"quantize {backend.dialect}",
         QUANTIZING,
-        _sensitivity_params(inputs, backend),
+        _placement_params(inputs, backend),
         machine=CPU,
         model=model,
         calibration=calibrated,
