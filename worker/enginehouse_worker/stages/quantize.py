@@ -7,36 +7,27 @@ from collections import Counter
 from typing import Any
 
 from enginehouse_worker.backends.onnxruntime.fusion import optimized_operators
-from enginehouse_worker.calibration.table import CalibrationTable
-from enginehouse_worker.digests import file_digest
-from enginehouse_worker.files import sole_file, write_json, write_whole
-from enginehouse_worker.graphs.index import GraphIndex, index_graph, load_model
+from enginehouse_worker.files import write_json, write_whole
+from enginehouse_worker.graphs.index import GraphIndex
 from enginehouse_worker.graphs.signature import model_signature
 from enginehouse_worker.quantization.exclusion import excluded_nodes
-from enginehouse_worker.quantization.model import REDUCE_RANGE, Quantization, nothing_to_quantize, reduces_range
-from enginehouse_worker.quantization.rules import DIALECTS, ONNXRUNTIME
+from enginehouse_worker.quantization.model import nothing_to_quantize
+from enginehouse_worker.quantization.rules import ONNXRUNTIME
 from enginehouse_worker.sensitivity.report import read_excluded
 from enginehouse_worker.stages.context import Stage, StageContext
 from enginehouse_worker.stages.params import Params
-
-_PARAMS = ("dialect", "exclude", "reduce_range")
+from enginehouse_worker.stages.quantization import PARAMS, open_quantization
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    params = Params(ctx.params, _PARAMS, ctx.stage)
-    params.require("dialect")
-    dialect = DIALECTS[params.text("dialect", "", tuple(DIALECTS))]
-    reduced = reduces_range(params.text("reduce_range", "auto", REDUCE_RANGE), dialect)
+    params = Params(ctx.params, PARAMS, ctx.stage)
+    quantization = open_quantization(ctx, params)
+    graph, dialect = quantization.graph, quantization.dialect
     directory = ctx.input("model")
-    table = CalibrationTable.read(ctx.input("calibration"))
-    model = load_model(directory)
-    table.check_model(file_digest(sole_file(directory, (".onnx",), "the model")))
-    graph = index_graph(model)
     excluded = excluded_nodes(graph, params.strings("exclude"))
     automatic = frozenset[int]()
     if "sensitivity" in ctx.inputs:
         automatic = excluded_nodes(graph, read_excluded(ctx.inputs["sensitivity"], dialect.name)) - excluded
-    quantization = Quantization(graph, dialect, table, reduced)
     placement = quantization.place(excluded | automatic)
     if not placement.nodes:
         raise nothing_to_quantize(dialect.name, bool(excluded | automatic))
@@ -47,10 +38,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
     if (directory / "signature.json").is_file():
         shutil.copyfile(directory / "signature.json", ctx.output / "signature.json")
     else:
-        write_json(ctx.output / "signature.json", model_signature(directory, model).to_json())
+        write_json(ctx.output / "signature.json", model_signature(directory, graph.model).to_json())
     result: dict[str, Any] = {
         "dialect": dialect.name,
-        "reduced_range": reduced,
+        "reduced_range": quantization.reduced_range,
         "quantized_operators": _operator_counts(graph, placement.nodes),
         "float_operators": _operator_counts(graph, set(range(len(graph.nodes))) - placement.nodes),
         "quantized_tensors": len(placement.range_of),

@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from enginehouse_worker import cpu
-from enginehouse_worker.calibration.table import CalibrationTable
 from enginehouse_worker.data.preprocessing import read_preprocessing
 from enginehouse_worker.datasets import Dataset, open_dataset
-from enginehouse_worker.digests import file_digest
-from enginehouse_worker.files import sole_file, write_json
-from enginehouse_worker.graphs.index import index_graph, load_model
+from enginehouse_worker.files import write_json
 from enginehouse_worker.graphs.signature import model_signature
 from enginehouse_worker.layers.layer import Layer, quantized_layers
 from enginehouse_worker.quantization.exclusion import excluded_nodes
-from enginehouse_worker.quantization.model import REDUCE_RANGE, Quantization, nothing_to_quantize, reduces_range
-from enginehouse_worker.quantization.rules import DIALECTS
+from enginehouse_worker.quantization.model import nothing_to_quantize
 from enginehouse_worker.sensitivity.measure import measure_layers, measure_model
 from enginehouse_worker.sensitivity.noise import shares, sqnr
 from enginehouse_worker.sensitivity.order import exclusion_orders
@@ -24,11 +20,10 @@ from enginehouse_worker.sensitivity.report import FILE
 from enginehouse_worker.sensitivity.search import Found, search
 from enginehouse_worker.stages.context import Progress, Stage, StageContext
 from enginehouse_worker.stages.params import Params
+from enginehouse_worker.stages.quantization import PARAMS, open_quantization
 
 _PARAMS = (
-    "dialect",
-    "exclude",
-    "reduce_range",
+    *PARAMS,
     "synthetic",
     "max_samples",
     "batch_size",
@@ -46,19 +41,12 @@ _MEASURING = 0.8
 
 def run(ctx: StageContext) -> dict[str, Any]:
     params = Params(ctx.params, _PARAMS, ctx.stage)
-    params.require("dialect")
-    dialect = DIALECTS[params.text("dialect", "", tuple(DIALECTS))]
-    reduced = reduces_range(params.text("reduce_range", "auto", REDUCE_RANGE), dialect)
     minimum = params.number("minimum_sqnr_db", _MINIMUM_SQNR_DB, -200.0, 200.0)
     size = params.integer("batch_size", _BATCH_SIZE, 1, 4096)
     most = params.integer("max_layers", 0, 0) if "max_layers" in params else None
-    directory = ctx.input("model")
-    table = CalibrationTable.read(ctx.input("calibration"))
-    model = load_model(directory)
-    table.check_model(file_digest(sole_file(directory, (".onnx",), "the model")))
-    graph = index_graph(model)
+    quantization = open_quantization(ctx, params)
+    graph, dialect, reduced = quantization.graph, quantization.dialect, quantization.reduced_range
     excluded = excluded_nodes(graph, params.strings("exclude"))
-    quantization = Quantization(graph, dialect, table, reduced)
     placement = quantization.place(excluded)
     layers = quantized_layers(graph, placement)
     if not layers:
@@ -66,7 +54,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     dataset = open_dataset(
         ctx.inputs.get("dataset"),
         params.mapping("synthetic") if "synthetic" in params else None,
-        model_signature(directory, model),
+        model_signature(ctx.input("model"), graph.model),
         params.integer("max_samples", _MAX_SAMPLES, 1),
         preprocessing=read_preprocessing(params),
     )
