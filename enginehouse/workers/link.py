@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from enginehouse.errors import InternalError, UnavailableError
+from enginehouse.errors import FailedPreconditionError, InternalError, UnavailableError
 from enginehouse.workers.calls import Calls
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.framing import Frame
-from enginehouse.workers.inputs import write_inputs
+from enginehouse.workers.inputs import describe_places, used_regions, write_inputs
+from enginehouse.workers.opened import OpenRegions
 from enginehouse.workers.process import LogSink, LogTail, describe_exit, spawn
-from enginehouse.workers.results import InferenceResult, LoadedModel, Measurement, loaded_model
+from enginehouse.workers.regions import DeviceRegion, Place, held
+from enginehouse.workers.results import InferenceResult, LoadedModel, Measurement, loaded_model, used_segments
 from enginehouse.workers.segments import Segment, SegmentMap, SegmentPool
 from enginehouse.workers.tensors import Array, TensorInput, TensorOutput, tensor_input
 from enginehouse.workers.transport import Transport
@@ -54,7 +56,9 @@ class WorkerProcess:
         self._calls = Calls(transport.send, self._pool.release, self._discard)
         self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._watching: asyncio.Task[None] | None = None
+        self._regions = OpenRegions(self._call)
         self.backends: Mapping[str, str] = {}
+        self.memory: Sequence[str] = ("host",)
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -94,6 +98,7 @@ class WorkerProcess:
             await worker.kill()
             raise
         worker.backends = dict(ready["backends"])
+        worker.memory = tuple(ready.get("memory") or ("host",))
         return worker
 
     @classmethod
@@ -167,6 +172,7 @@ class WorkerProcess:
         inputs: Mapping[str, Array] | Sequence[TensorInput],
         outputs: Sequence[str] = (),
         deadline_ns: int | None = None,
+        places: Sequence[Place] = (),
     ) -> InferenceResult:
         """Run one batch on a free instance.
 
@@ -174,6 +180,7 @@ class WorkerProcess:
             inputs: tensors whose parts are copied straight into shared memory, or arrays by name.
             outputs: names to compute; all when empty.
             deadline_ns: CLOCK_MONOTONIC; work not begun by then fails with DeadlineExceededError.
+            places: outputs that go into clients' device memory.
 
         Raises:
             UnavailableError: the worker is gone.
@@ -182,21 +189,51 @@ class WorkerProcess:
         self._check()
         if isinstance(inputs, Mapping):
             inputs = [tensor_input(name, array) for name, array in inputs.items()]
+        regions = used_regions(inputs, places)
+        with held(regions):
+            for region in regions:
+                await self.open_region(region)
+            return await self._infer(key, inputs, outputs, deadline_ns, places)
+
+    async def open_region(self, region: DeviceRegion) -> None:
+        """Have the worker open a client's device memory; nothing when it has.
+
+        Raises:
+            FailedPreconditionError: the worker takes host memory only.
+            EnginehouseError: what the worker says is wrong with the handle.
+        """
+        if "cuda" not in self.memory:
+            raise FailedPreconditionError(
+                f"the {self._name} takes no CUDA shared memory: send the tensors with the request, or in system "
+                "shared memory"
+            )
+        await self._regions.open(region)
+
+    async def close_region(self, region: DeviceRegion) -> None:
+        """Have the worker close a client's device memory, once what uses it has run. Nothing when it is not open."""
+        await self._regions.close(region)
+
+    async def _infer(
+        self,
+        key: str,
+        inputs: Sequence[TensorInput],
+        outputs: Sequence[str],
+        deadline_ns: int | None,
+        places: Sequence[Place],
+    ) -> InferenceResult:
+        self._check()  # it may have died while it opened a region
         segment, described = write_inputs(self._pool, inputs)
         request: Frame = {"type": "infer", "model": key, "inputs": described, "outputs": list(outputs)}
         if deadline_ns is not None:
             request["deadline"] = deadline_ns
+        if places:
+            request["places"] = describe_places(places)
         if self._releases:
             # In the same message: a frame of its own would wake the worker once more for each result.
             request["release"], self._releases = self._releases, []
         frame = await self._call(request, segment)
         try:
-            views = tuple(
-                TensorOutput(
-                    t["name"], t["dtype"], tuple(t["shape"]), self._theirs.view(t["segment"], t["offset"], t["bytes"])
-                )
-                for t in frame["outputs"]
-            )
+            views = tuple(self._output(t) for t in frame["outputs"])
         except InternalError:
             self._check()  # its death overtook its answer, and took the segments
             self._discard(frame)
@@ -210,11 +247,16 @@ class WorkerProcess:
         seconds: float = 1.0,
         seed: int = 0,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        scope: str = "host",
     ) -> Measurement:
         """Time random inputs back to back on one instance, inside the worker.
 
         Args:
             shapes: whole shapes by input name, where dynamic dimensions other than the batch should not be 1.
+            scope: "host": host memory to host memory; "engine": device buffers to device buffers.
+
+        Raises:
+            FailedPreconditionError: the backend's runtime always copies, so that it has no scope "engine".
         """
         frame = await self._call(
             {
@@ -224,6 +266,7 @@ class WorkerProcess:
                 "seconds": seconds,
                 "seed": seed,
                 "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
+                "scope": scope,
             }
         )
         latencies = tuple(int(n) for n in frame["latencies_ns"])
@@ -276,7 +319,13 @@ class WorkerProcess:
     def _discard(self, frame: Frame) -> None:
         """Free the outputs of a result that nobody waits for."""
         if frame.get("type") == "result":
-            self._release({int(t["segment"]) for t in frame["outputs"]})
+            self._release(used_segments(frame))
+
+    def _output(self, tensor: Mapping[str, Any]) -> TensorOutput:
+        name, dtype, shape = tensor["name"], tensor["dtype"], tuple(tensor["shape"])
+        if "region" in tensor:
+            return TensorOutput(name, dtype, shape, memoryview(b""), placed=True)
+        return TensorOutput(name, dtype, shape, self._theirs.view(tensor["segment"], tensor["offset"], tensor["bytes"]))
 
     def _release(self, segments: set[int]) -> None:
         self._releases += segments

@@ -19,6 +19,8 @@ WORKER_PATH = "ENGINEHOUSE_WORKER_PATH"
 # Our own Python's variables would make the worker's interpreter import our packages.
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 _TAIL_LINES = 20
+# The exit status by which a worker says that its device's context is lost (a sticky CUDA error), and with it itself.
+POISONED = 70
 
 LogSink = Callable[[str], None]
 
@@ -32,7 +34,9 @@ def worker_variables(variables: Mapping[str, str], inherited: Mapping[str, str] 
 
 
 def describe_exit(status: int) -> str:
-    """An exit status in words, such as "killed by SIGSEGV"."""
+    """An exit status in words, such as "was killed by SIGSEGV"."""
+    if status == POISONED:
+        return f"lost its device context and ended (status {status}): a CUDA error after which no call can succeed"
     if status >= 0:
         return f"exited with status {status}"
     try:

@@ -19,6 +19,7 @@ class LoadedModel:
     max_batch_size: int
     seconds: float
     memory_bytes: int
+    device_memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class InferenceResult:
         self.input_ns = int(frame["input_ns"])
         self.compute_ns = int(frame["compute_ns"])
         self.output_ns = int(frame["output_ns"])
-        self._segments = {int(t["segment"]) for t in frame["outputs"]}
+        self._segments = used_segments(frame)
         self._give_back: Callable[[set[int]], None] | None = release
 
     def array(self, name: str) -> Array:
@@ -71,6 +72,11 @@ class InferenceResult:
         self.release()
 
 
+def used_segments(frame: Frame) -> set[int]:
+    """The worker's segments that a `result` frame's outputs lie in."""
+    return {int(t["segment"]) for t in frame["outputs"] if "segment" in t}
+
+
 def loaded_model(frame: Frame) -> LoadedModel:
     """What a `loaded` frame says."""
     return LoadedModel(
@@ -80,4 +86,5 @@ def loaded_model(frame: Frame) -> LoadedModel:
         max_batch_size=int(frame["max_batch_size"]),
         seconds=float(frame["seconds"]),
         memory_bytes=int(frame["memory_bytes"]),
+        device_memory_bytes=int(frame.get("device_memory_bytes") or 0),
     )

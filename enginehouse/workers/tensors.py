@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from enginehouse.errors import InvalidArgumentError
+from enginehouse.workers.regions import RegionPart
 
 Array = npt.NDArray[Any]
 Buffer = bytes | memoryview
@@ -94,7 +95,7 @@ class FilePart:
         return bytes(data)
 
 
-Part = bytes | memoryview | FilePart
+Part = bytes | memoryview | FilePart | RegionPart
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,21 @@ class TensorInput:
 
 @dataclass(frozen=True)
 class TensorOutput:
-    """An output tensor: `data` is a view of shared memory, valid until its result is released."""
+    """An output tensor: `data` is a view of shared memory, valid until its result is released.
+
+    `placed`: it lies in a client's device memory, and `data` is empty.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     data: memoryview
+    placed: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor, wherever it lies."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype] if self.placed else len(self.data)
 
     def array(self) -> Array:
         """A copy as an array; BF16 raw as uint16, BYTES as an object array of bytes."""
