@@ -120,6 +120,7 @@ class Measurement:
             seconds=float(self.frame.get("seconds", 1.0)),
             seed=int(self.frame.get("seed", 0)),
             shapes={str(k): tuple(int(d) for d in v) for k, v in self.frame.get("shapes", {}).items()},
+            scope=str(self.frame.get("scope", "host")),
         )
         self.peer.channel.send({"type": "measured", "id": self.id, **asdict(measured)})
 
