@@ -22,6 +22,8 @@ sys.path.append(str(BENCHMARKS))
 from weightless import fill  # noqa: E402
 
 GRAPHS = sorted(path.stem for path in (BENCHMARKS / "graphs").glob("*.onnx"))
+# VGG's weights are half a gigabyte: seconds to draw.
+GRAPH_PARAMETERS = [pytest.param(name, marks=pytest.mark.slow if name.startswith("vgg") else ()) for name in GRAPHS]
 # (Conv and Gemm, pairs at poolings, residual Adds).
 EXPECTED = {
     "inception_v3": (95, 14, 0),
@@ -54,7 +56,7 @@ def test_the_whole_zoo_is_here() -> None:
 
 
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", GRAPH_PARAMETERS)
 def test_every_convolution_and_dense_layer_reads_one_pair_for_each_operand(name: str, dialect: str) -> None:
     graph, result = quantized(name, dialect)
     products = 0
@@ -71,7 +73,7 @@ def test_every_convolution_and_dense_layer_reads_one_pair_for_each_operand(name:
     assert products == EXPECTED[name][0]
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", GRAPH_PARAMETERS)
 def test_tensorrt_has_pairs_at_poolings_and_shortcuts_and_none_inside_fusions(name: str) -> None:
     graph, result = quantized(name, TENSORRT.name)
     places: Counter[str] = Counter()
@@ -92,7 +94,7 @@ def test_tensorrt_has_pairs_at_poolings_and_shortcuts_and_none_inside_fusions(na
     assert (places["pool"], places["residual"]) == EXPECTED[name][1:]
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", GRAPH_PARAMETERS)
 def test_onnxruntime_quantizes_residuals_concatenations_and_biases(name: str) -> None:
     _, result = quantized(name, ONNXRUNTIME.name)
     for _, node in result.pairs_of_nodes():
