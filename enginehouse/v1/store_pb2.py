@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65nginehouse/v1/store.proto\x12\x0e\x65nginehouse.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\'\n\x0fGetUsageRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xd6\x01\n\x05Usage\x12\r\n\x05\x62lobs\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x13\n\x0bmodel_bytes\x18\x03 \x01(\x03\x12\x15\n\rdataset_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x65ngine_bytes\x18\x05 \x01(\x03\x12\x1a\n\x12stage_result_bytes\x18\x06 \x01(\x03\x12\x15\n\rgarbage_bytes\x18\x07 \x01(\x03\x12\x1f\n\x17unfinished_upload_bytes\x18\x08 \x01(\x03\x12\x19\n\x11quarantined_bytes\x18\t \x01(\x03\"\xab\x01\n\x15\x43ollectGarbageRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12;\n\x18stage_results_unused_for\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bminimum_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9b\x01\n\x16\x43ollectGarbageResponse\x12\r\n\x05\x62lobs\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x15\n\rstage_results\x18\x03 \x01(\x03\x12\x1b\n\x13\x66inished_operations\x18\x04 \x01(\x03\x12\x1a\n\x12unfinished_uploads\x18\x05 \x01(\x03\x12\x13\n\x0bquarantined\x18\x06 \x01(\x03\"9\n\x11\x43heckStoreRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"k\n\x12\x43heckStoreResponse\x12(\n\x07\x66inding\x18\x01 \x01(\x0b\x32\x17.enginehouse.v1.Finding\x12+\n\x06totals\x18\x02 \x01(\x0b\x32\x1b.enginehouse.v1.CheckTotals\"\\\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x10\n\x08repaired\x18\x05 \x01(\x08\"N\n\x0b\x43heckTotals\x12\r\n\x05\x62lobs\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x10\n\x08\x66indings\x18\x03 \x01(\x03\x12\x0f\n\x07\x65ngines\x18\x04 \x01(\x03\x32\x83\x02\n\x05Store\x12\x42\n\x08GetUsage\x12\x1f.enginehouse.v1.GetUsageRequest\x1a\x15.enginehouse.v1.Usage\x12_\n\x0e\x43ollectGarbage\x12%.enginehouse.v1.CollectGarbageRequest\x1a&.enginehouse.v1.CollectGarbageResponse\x12U\n\nCheckStore\x12!.enginehouse.v1.CheckStoreRequest\x1a\".enginehouse.v1.CheckStoreResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65nginehouse/v1/store.proto\x12\x0e\x65nginehouse.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\'\n\x0fGetUsageRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xf2\x01\n\x05Usage\x12\r\n\x05\x62lobs\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x13\n\x0bmodel_bytes\x18\x03 \x01(\x03\x12\x15\n\rdataset_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x65ngine_bytes\x18\x05 \x01(\x03\x12\x1a\n\x12stage_result_bytes\x18\x06 \x01(\x03\x12\x15\n\rgarbage_bytes\x18\x07 \x01(\x03\x12\x1f\n\x17unfinished_upload_bytes\x18\x08 \x01(\x03\x12\x19\n\x11quarantined_bytes\x18\t \x01(\x03\x12\x1a\n\x12timing_cache_bytes\x18\n \x01(\x03\"\xab\x01\n\x15\x43ollectGarbageRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12;\n\x18stage_results_unused_for\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bminimum_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9b\x01\n\x16\x43ollectGarbageResponse\x12\r\n\x05\x62lobs\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x15\n\rstage_results\x18\x03 \x01(\x03\x12\x1b\n\x13\x66inished_operations\x18\x04 \x01(\x03\x12\x1a\n\x12unfinished_uploads\x18\x05 \x01(\x03\x12\x13\n\x0bquarantined\x18\x06 \x01(\x03\"9\n\x11\x43heckStoreRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"k\n\x12\x43heckStoreResponse\x12(\n\x07\x66inding\x18\x01 \x01(\x0b\x32\x17.enginehouse.v1.Finding\x12+\n\x06totals\x18\x02 \x01(\x0b\x32\x1b.enginehouse.v1.CheckTotals\"\\\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x10\n\x08repaired\x18\x05 \x01(\x08\"N\n\x0b\x43heckTotals\x12\r\n\x05\x62lobs\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x10\n\x08\x66indings\x18\x03 \x01(\x03\x12\x0f\n\x07\x65ngines\x18\x04 \x01(\x03\x32\x83\x02\n\x05Store\x12\x42\n\x08GetUsage\x12\x1f.enginehouse.v1.GetUsageRequest\x1a\x15.enginehouse.v1.Usage\x12_\n\x0e\x43ollectGarbage\x12%.enginehouse.v1.CollectGarbageRequest\x1a&.enginehouse.v1.CollectGarbageResponse\x12U\n\nCheckStore\x12!.enginehouse.v1.CheckStoreRequest\x1a\".enginehouse.v1.CheckStoreResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,19 +42,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUSAGEREQUEST']._serialized_start=111
   _globals['_GETUSAGEREQUEST']._serialized_end=150
   _globals['_USAGE']._serialized_start=153
-  _globals['_USAGE']._serialized_end=367
-  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=370
-  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=541
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=544
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=699
-  _globals['_CHECKSTOREREQUEST']._serialized_start=701
-  _globals['_CHECKSTOREREQUEST']._serialized_end=758
-  _globals['_CHECKSTORERESPONSE']._serialized_start=760
-  _globals['_CHECKSTORERESPONSE']._serialized_end=867
-  _globals['_FINDING']._serialized_start=869
-  _globals['_FINDING']._serialized_end=961
-  _globals['_CHECKTOTALS']._serialized_start=963
-  _globals['_CHECKTOTALS']._serialized_end=1041
-  _globals['_STORE']._serialized_start=1044
-  _globals['_STORE']._serialized_end=1303
+  _globals['_USAGE']._serialized_end=395
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=398
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=569
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=572
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=727
+  _globals['_CHECKSTOREREQUEST']._serialized_start=729
+  _globals['_CHECKSTOREREQUEST']._serialized_end=786
+  _globals['_CHECKSTORERESPONSE']._serialized_start=788
+  _globals['_CHECKSTORERESPONSE']._serialized_end=895
+  _globals['_FINDING']._serialized_start=897
+  _globals['_FINDING']._serialized_end=989
+  _globals['_CHECKTOTALS']._serialized_start=991
+  _globals['_CHECKTOTALS']._serialized_end=1069
+  _globals['_STORE']._serialized_start=1072
+  _globals['_STORE']._serialized_end=1331
 # @@protoc_insertion_point(module_scope)

@@ -39,7 +39,9 @@ Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """Bytes of blobs that several need are counted once, with the first of: models, datasets, engines, stage results."""
+    """Bytes of blobs that several need are counted once, with the first of: models, datasets, engines, timing
+    caches, stage results.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -52,6 +54,7 @@ class Usage(_message.Message):
     GARBAGE_BYTES_FIELD_NUMBER: _builtins.int
     UNFINISHED_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
     QUARANTINED_BYTES_FIELD_NUMBER: _builtins.int
+    TIMING_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     blobs: _builtins.int
     bytes: _builtins.int
     model_bytes: _builtins.int
@@ -63,6 +66,8 @@ class Usage(_message.Message):
     """Named by nothing."""
     unfinished_upload_bytes: _builtins.int
     quarantined_bytes: _builtins.int
+    timing_cache_bytes: _builtins.int
+    """What TensorRT measured while it built engines, kept so that later builds for the same GPU are quick."""
     def __init__(
         self,
         *,
@@ -75,10 +80,11 @@ class Usage(_message.Message):
         garbage_bytes: _builtins.int = ...,
         unfinished_upload_bytes: _builtins.int = ...,
         quarantined_bytes: _builtins.int = ...,
+        timing_cache_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "dataset_bytes", b"dataset_bytes", "engine_bytes", b"engine_bytes", "garbage_bytes", b"garbage_bytes", "model_bytes", b"model_bytes", "quarantined_bytes", b"quarantined_bytes", "stage_result_bytes", b"stage_result_bytes", "unfinished_upload_bytes", b"unfinished_upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "dataset_bytes", b"dataset_bytes", "engine_bytes", b"engine_bytes", "garbage_bytes", b"garbage_bytes", "model_bytes", b"model_bytes", "quarantined_bytes", b"quarantined_bytes", "stage_result_bytes", b"stage_result_bytes", "timing_cache_bytes", b"timing_cache_bytes", "unfinished_upload_bytes", b"unfinished_upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
