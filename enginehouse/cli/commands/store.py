@@ -26,6 +26,7 @@ def usage(json: Json = False) -> None:
         ("models", found.model_bytes),
         ("datasets", found.dataset_bytes),
         ("engines", found.engine_bytes),
+        ("timing caches", found.timing_cache_bytes),
         ("stage results", found.stage_result_bytes),
         ("garbage", found.garbage_bytes),
         (f"all {found.blobs} blobs", found.bytes),
@@ -66,7 +67,10 @@ def gc(
 @app.command(epilog="Exit status: 1 when something is wrong that was not repaired.")
 def fsck(
     repair: Annotated[
-        bool, typer.Option("--repair", help="Quarantine damaged blobs; forget stage results that lack one.")
+        bool,
+        typer.Option(
+            "--repair", help="Quarantine damaged blobs; forget stage results and timing caches that lack one."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:

@@ -20,6 +20,7 @@ class StoreUsage:
     garbage_bytes: int
     unfinished_upload_bytes: int
     quarantined_bytes: int
+    timing_cache_bytes: int = 0
 
     @classmethod
     def from_proto(cls, message: pb.Usage) -> StoreUsage:

@@ -31,6 +31,7 @@ from enginehouse_optimizer.notifier import Notifier
 from enginehouse_optimizer.pipeline.flights import StageRunner
 from enginehouse_optimizer.pipeline.manager import JobManager
 from enginehouse_optimizer.pipeline.slots import StageQueue, StageSlots
+from enginehouse_optimizer.pipeline.timing import TimingCaches
 from enginehouse_optimizer.pipeline.versions import EnvironmentVersions
 from enginehouse_optimizer.settings import OptimizerSettings
 from enginehouse_optimizer.storage.aliases import AliasStore
@@ -40,6 +41,7 @@ from enginehouse_optimizer.storage.resources import Resources
 from enginehouse_optimizer.storage.serving import ServingStore
 from enginehouse_optimizer.storage.stage_costs import StageCosts
 from enginehouse_optimizer.storage.stage_results import StageResults
+from enginehouse_optimizer.storage.timing_caches import TimingCacheIndex
 from enginehouse_optimizer.storekeeping import StoreKeeping, project_blobs
 from enginehouse_optimizer.threads import in_thread
 
@@ -89,6 +91,7 @@ class OptimizerApp:
             self._work_dir,
             limits,
             StageQueue(slots),
+            TimingCaches(TimingCacheIndex(self._database), self._blobs, settings.timing_cache_max_bytes),
         )
         self.manager = JobManager(
             jobs,

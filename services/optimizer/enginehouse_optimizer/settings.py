@@ -76,6 +76,12 @@ class OptimizerSettings(ServerSettings):
     stage_result_retention_seconds: float = Field(
         30 * 86400.0, ge=0, description="Results of stages that no job took for so long are forgotten."
     )
+    timing_cache_max_bytes: int = Field(
+        64 << 20,
+        ge=0,
+        description="What TensorRT measured while building is kept for the next build, for each GPU, driver and "
+        "version; what grows beyond this is begun anew. 0: none is kept.",
+    )
     quarantine_retention_seconds: float = Field(
         30 * 86400.0, ge=0, description="Damaged blobs are kept for so long, for somebody to look at."
     )

@@ -18,6 +18,7 @@ from enginehouse_optimizer.storage.named import NamedBlobs
 from enginehouse_optimizer.storage.objects import ObjectStore
 from enginehouse_optimizer.storage.pointers import EnginePointers, ToldEngineIndex
 from enginehouse_optimizer.storage.stage_results import StageResults
+from enginehouse_optimizer.storage.timing_caches import TimingCacheIndex
 from enginehouse_optimizer.threads import in_thread
 
 _log = structlog.get_logger("store")
@@ -46,6 +47,7 @@ class StoreKeeping:
         self._pointers = EnginePointers(database, blobs)
         self.engines = ToldEngineIndex(database, self._pointers.changed, pointed_at=blobs.objects is not None)
         results = StageResults(database)
+        caches = TimingCacheIndex(database)
         named = NamedBlobs(database, jobs)
         retention = Retention(
             stage_results=settings.stage_result_retention_seconds,
@@ -53,8 +55,9 @@ class StoreKeeping:
             uploads=settings.upload_retention_seconds,
             quarantine=settings.quarantine_retention_seconds,
         )
-        self._collector = GarbageCollector(database, jobs, results, named, blobs, retention)
-        self.service = StoreService(blobs, named, self._collector, StoreChecker(named, self.engines, results, blobs))
+        self._collector = GarbageCollector(database, jobs, results, caches, named, blobs, retention)
+        checker = StoreChecker(named, self.engines, results, caches, blobs)
+        self.service = StoreService(blobs, named, self._collector, checker)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

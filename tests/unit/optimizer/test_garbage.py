@@ -22,6 +22,7 @@ from enginehouse_optimizer.storage.jobs import Jobs
 from enginehouse_optimizer.storage.named import NamedBlobs
 from enginehouse_optimizer.storage.resources import Resources
 from enginehouse_optimizer.storage.stage_results import StageResult, StageResults
+from enginehouse_optimizer.storage.timing_caches import TimingCache, TimingCacheIndex
 from enginehouse_optimizer.storage.usage import usage
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -44,17 +45,18 @@ class World:
         self.database = Database(":memory:")
         self.jobs = Jobs(self.database)
         self.results = StageResults(self.database)
+        self.caches = TimingCacheIndex(self.database)
         self.engines = EngineIndex(self.database)
         self.models = Resources(self.database, "models", models_pb2.Model)
         self.named = NamedBlobs(self.database, self.jobs)
         self.blobs = ProjectBlobs(folder)
         self.store = self.blobs.of("p")
         self.retention = Retention(30 * DAY, 30 * DAY, 7 * DAY, 30 * DAY)
-        self.checker = StoreChecker(self.named, self.engines, self.results, self.blobs)
+        self.checker = StoreChecker(self.named, self.engines, self.results, self.caches, self.blobs)
 
     def collector(self, **changes: float) -> GarbageCollector:
         retention = replace(self.retention, **changes)
-        return GarbageCollector(self.database, self.jobs, self.results, self.named, self.blobs, retention)
+        return GarbageCollector(self.database, self.jobs, self.results, self.caches, self.named, self.blobs, retention)
 
     def collect(self, **options: Any) -> Collected:
         return run(self.collector().collect("p", **options))
@@ -149,6 +151,20 @@ def test_what_is_past_its_time_goes(world: World) -> None:
     assert world.results.get("p", "stale") is None and world.results.get("p", "kept") is not None
     assert world.store.committed_bytes(upload) == 0
     assert world.collect(results_unused_seconds=28 * DAY).stage_results == 1
+
+
+def test_a_timing_cache_is_kept_counted_and_checked(world: World) -> None:
+    digest = world.put(b"measured", age=40 * DAY)
+    world.caches.put("p", "H200", TimingCache(digest, 8))
+    assert world.collect() == Collected() and world.store.has(digest)
+    assert usage(world.store, world.named.of("p")).named["timing caches"] == 8
+    world.store.delete(digest)
+    (found,) = world.check()[0]
+    assert (found.kind, found.digest, found.resource) == ("missing", digest, "H200")
+    assert world.check(repair=True)[0][0].repaired and world.caches.get("p", "H200") is None
+    world.caches.put("p", "H200", TimingCache(world.put(b"measured", age=40 * DAY), 8))
+    assert world.collect(results_unused_seconds=0).blobs == 1, "no build has given it back for so long"
+    assert world.caches.get("p", "H200") is None
 
 
 def test_quarantine_is_kept_for_its_time(world: World) -> None:

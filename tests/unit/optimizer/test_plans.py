@@ -153,13 +153,19 @@ def test_the_machine_matters_where_its_kind_changes_the_result() -> None:
 
 
 def test_the_machine_is_read_from_proc(tmp_path: Path) -> None:
-    assert machine_facts(tmp_path) == {"cpu": "[]", "gpu": "[]"}
+    assert machine_facts(tmp_path) == {"cpu": "[]", "gpu": "[]", "driver": ""}
     (tmp_path / "cpuinfo").write_text("processor: 0\nflags\t\t: fpu avx512_vnni sse2\nflags: avx_vnni\n")
     for place, model in enumerate(("NVIDIA H200", "NVIDIA A100", "NVIDIA H200")):
         folder = tmp_path / "driver" / "nvidia" / "gpus" / str(place)
         folder.mkdir(parents=True)
         (folder / "information").write_text(f"Model: \t\t {model}\nIRQ: 3\n")
-    assert machine_facts(tmp_path) == {"cpu": '["avx512_vnni"]', "gpu": '["NVIDIA A100","NVIDIA H200"]'}
+    version = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\nGCC version: 12.2.0\n"
+    (tmp_path / "driver" / "nvidia" / "version").write_text(version)
+    assert machine_facts(tmp_path) == {
+        "cpu": '["avx512_vnni"]',
+        "gpu": '["NVIDIA A100","NVIDIA H200"]',
+        "driver": "580.65.06",
+    }
 
 
 def test_a_models_name_is_no_part_of_a_key() -> None:
@@ -174,6 +180,21 @@ def test_targets_that_differ_only_in_profile_have_stages_of_their_own() -> None:
     plan = make_plan(replace(BASE, targets=twice), VERSIONS)
     assert [engine.build for engine in plan.engines] == ["build onnxruntime fp32", "build onnxruntime fp32 #2"]
     assert plan.stage("build onnxruntime fp32 #2").stage == "build"
+
+
+def test_int8_and_fp8_share_a_calibration() -> None:
+    both = (Target("tensorrt", "INT8"), Target("tensorrt", "FP8"))
+    plan = make_plan(replace(BASE, targets=both, verification=Verification(DATASET, per_layer=True)), VERSIONS)
+    assert [stage.name for stage in plan.stages if stage.stage == "calibrate"] == ["calibrate"]
+    int8, fp8 = plan.stage("quantize tensorrt"), plan.stage("quantize tensorrt fp8")
+    assert fp8.params == {**int8.params, "format": "fp8"} and fp8.inputs == int8.inputs
+    assert plan.stage("build tensorrt fp8").inputs == {"model": Output("quantize tensorrt fp8")}
+    assert plan.stage("layers tensorrt fp8").inputs["quantized"] == Output("quantize tensorrt fp8")
+    assert [(engine.calibrate, engine.blame is None) for engine in plan.engines] == [
+        ("calibrate", False),
+        ("calibrate", True),  # what layers cost is measured in INT8
+    ]
+    assert plan.engines[1].id.startswith("m-tensorrt-fp8-")
 
 
 def test_the_table_of_backends() -> None:

@@ -156,6 +156,15 @@ def test_layers_are_left_out_by_sensitivity() -> None:
     assert (engine.sensitivity, engine.layers) == ("sensitivity onnxruntime", "layers onnxruntime")
 
 
+def test_sensitivity_says_nothing_of_fp8() -> None:
+    fp8 = pb.EngineTarget(backend="tensorrt", precision=engines_pb2.PRECISION_FP8)
+    calibration = pb.CalibrationSpec(synthetic=SYNTHETIC)
+    assert stages(inputs(KERAS, targets=[fp8], calibration=calibration))["quantize tensorrt fp8"]
+    calibration.automatic_exclusion.SetInParent()
+    with pytest.raises(InvalidArgumentError, match="a target is FP8"):
+        inputs(KERAS, targets=[fp8], calibration=calibration)
+
+
 def test_a_refused_engine_has_a_stage_that_finds_the_layers_to_blame() -> None:
     given = inputs(KERAS, targets=[FP32, INT8], calibration=pb.CalibrationSpec(synthetic=SYNTHETIC))
     plan = make_plan(given, {})

@@ -25,7 +25,7 @@ async def test_changed_sources_of_an_installed_worker_are_another_version(
     python = Path(sys.executable)
     versions = EnvironmentVersions(WorkerEnvironments(tmp_path, {"one": WorkerEnvironment("one", python)}))
     first = await versions.of(["one"])
-    assert set(first) == {"one", "cpu", "gpu"}
+    assert set(first) == {"one", "cpu", "gpu", "driver"}
     with (tmp_path / "site" / "enginehouse_worker" / "__init__.py").open("a") as file:
         file.write("# fixed\n")
     assert await versions.of(["one"]) == first, "believed for a while"

@@ -208,6 +208,11 @@ def _calibration(
         raise InvalidArgumentError(f"calibration.batch_size is {spec.batch_size}: expected 1 to 4096, or 0")
     _check_samples(spec.max_samples, "calibration")
     automatic = _automatic(spec.automatic_exclusion) if spec.HasField("automatic_exclusion") else None
+    if automatic is not None and "FP8" in quantized:
+        raise InvalidArgumentError(
+            "calibration.automatic_exclusion measures what layers cost in INT8, and a target is FP8: ask for FP8 in a "
+            "request of its own, with the layers to leave out in calibration.exclude"
+        )
     return Calibration(
         method, source, percentile, spec.max_samples, spec.batch_size, _excluded(spec), automatic=automatic
     )

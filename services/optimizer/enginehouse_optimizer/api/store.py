@@ -14,7 +14,15 @@ from enginehouse.v1 import store_pb2_grpc
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.check import StoreChecker, Totals
 from enginehouse_optimizer.storage.garbage import MINIMUM_AGE_SECONDS, GarbageCollector
-from enginehouse_optimizer.storage.named import DATASETS, ENGINES, JOBS, MODELS, STAGE_RESULTS, NamedBlobs
+from enginehouse_optimizer.storage.named import (
+    DATASETS,
+    ENGINES,
+    JOBS,
+    MODELS,
+    STAGE_RESULTS,
+    TIMING_CACHES,
+    NamedBlobs,
+)
 from enginehouse_optimizer.storage.usage import usage
 from enginehouse_optimizer.threads import in_thread
 
@@ -39,6 +47,7 @@ class StoreService(store_pb2_grpc.StoreServicer):
             model_bytes=found.named[MODELS],
             dataset_bytes=found.named[DATASETS],
             engine_bytes=found.named[ENGINES],
+            timing_cache_bytes=found.named[TIMING_CACHES],
             # Logs of stages that no result names (of runs that failed) are kept for their operations.
             stage_result_bytes=found.named[STAGE_RESULTS] + found.named[JOBS],
             garbage_bytes=found.garbage,

@@ -23,6 +23,7 @@ class Backend:
         dialect: how Q/DQ is placed for it; None when it takes no quantized graph.
         options: build options that it knows, each with what it means.
         device: "cpu" or "gpu".
+        timing_cache: whether its builds take and give back what they measured.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Backend:
     dialect: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    timing_cache: bool = False
 
     @property
     def environment(self) -> str:
@@ -68,12 +70,13 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
             Backend(
                 "tensorrt",
                 "convert",
-                frozenset({"FP32", "TF32", "FP16", "BF16", "INT8"}),
+                frozenset({"FP32", "TF32", "FP16", "BF16", "INT8", "FP8"}),
                 dialect="tensorrt",
                 options={
                     "profiles": "more optimization profiles: min:opt:max batch sizes, commas between",
                     "shapes": "ranges of dynamic dimensions after the batch: ids=16/128/512,mask=16/128/512",
                     "optimization_level": "0 to 5: how long TensorRT searches",
+                    "aux_streams": "0 to 7: most streams for layers that do not wait for each other",
                     "workspace_mib": "most scratch memory of a layer; 0: what the device has",
                     "version_compatible": "true: later versions of the same major TensorRT run the engine",
                     "hardware_compatible": "true: every GPU from Ampere on runs the engine",
@@ -83,6 +86,7 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
                     "spinning": "true: threads wait for the GPU in a loop; false: they sleep",
                 },
                 device="gpu",
+                timing_cache=True,
             ),
             Backend("tf-trt", "freeze", frozenset({"FP32", "TF32", "FP16"}), device="gpu"),
         )

@@ -20,6 +20,7 @@ from enginehouse.workers.environments import WorkerEnvironments
 from enginehouse.workers.stage import StageLimits, StageSpec, run_stage
 from enginehouse_optimizer.pipeline.plan import PlannedStage, Upload
 from enginehouse_optimizer.pipeline.slots import Demand, Holding, StageQueue, Urgency
+from enginehouse_optimizer.pipeline.timing import INPUT, TimingCaches
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.stage_costs import StageCosts
 from enginehouse_optimizer.storage.stage_results import StageResult, StageResults
@@ -97,6 +98,7 @@ class StageRunner:
         work_dir: Path,
         limits: StageLimits,
         queue: StageQueue,
+        timing: TimingCaches,
     ) -> None:
         self._results = results
         self._costs = costs
@@ -105,6 +107,7 @@ class StageRunner:
         self._work_dir = work_dir
         self._limits = limits
         self._queue = queue
+        self._timing = timing
         self._flights: dict[tuple[str, str], _Flight] = {}
 
     async def obtain(
@@ -182,9 +185,14 @@ class StageRunner:
         flight.tell(lambda listener: listener.running(log))
         _log.info("stage starts", project=project, stage=stage.name, key=stage.key)
         try:
-            spec = StageSpec(stage.stage, {n: work / "inputs" / n for n in stage.inputs}, work / "output", stage.params)
+            inputs = {name: work / "inputs" / name for name in stage.inputs}
             for name, tree in trees.items():
-                await in_thread(materialize, store, tree, spec.inputs[name])
+                await in_thread(materialize, store, tree, inputs[name])
+            given = ""
+            if stage.timing_cache:
+                inputs[INPUT] = work / "inputs" / INPUT
+                given = await self._timing.give(project, stage.timing_cache, inputs[INPUT])
+            spec = StageSpec(stage.stage, inputs, work / "output", stage.params)
             spec.output.mkdir()
 
             def progress(fraction: float, message: str) -> None:
@@ -202,6 +210,8 @@ class StageRunner:
                 started=started,
                 limits=self._limits,
             )
+            if stage.timing_cache:
+                await self._timing.take_back(project, stage.timing_cache, spec.output, given)
             tree = await in_thread(store_tree, store, spec.output, move=True)
             flight.log_digest = await in_thread(_store_log, store, log)
             result = StageResult(tree, found, flight.log_digest)

@@ -1,13 +1,14 @@
-"""What of this machine changes a stage's result: whether its CPU has VNNI, which GPUs it has."""
+"""What of this machine matters to stages: whether its CPU has VNNI, which GPUs it has, and their driver."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from enginehouse.artifacts import canonical_json
 
-# Their keys among the versions that a plan is made with.
-CPU, GPU = "cpu", "gpu"
+# Their keys among the versions that a plan is made with. Engines outlive drivers: a driver is part of no stage's key.
+CPU, GPU, DRIVER = "cpu", "gpu", "driver"
 
 _PROC = Path("/proc")
 # Whether INT8 products saturate decides how weights are quantized.
@@ -15,8 +16,9 @@ _DECIDING_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "asimddp", "i8mm"})
 
 
 def machine_facts(proc: Path = _PROC) -> dict[str, str]:
-    """For CPU and GPU, a text that changes when a stage that depends on it would give another result."""
-    return {CPU: canonical_json(_cpu_flags(proc)), GPU: canonical_json(_gpus(proc))}
+    """For CPU and GPU, a text that changes when a stage that depends on it would give another result; and the version
+    of NVIDIA's driver, empty where there is none."""
+    return {CPU: canonical_json(_cpu_flags(proc)), GPU: canonical_json(_gpus(proc)), DRIVER: _driver(proc)}
 
 
 def _cpu_flags(proc: Path) -> list[str]:
@@ -40,3 +42,12 @@ def _gpus(proc: Path) -> list[str]:
             continue
         found.update(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model:"))
     return sorted(found)
+
+
+def _driver(proc: Path) -> str:
+    try:
+        first = (proc / "driver" / "nvidia" / "version").read_text(errors="replace").partition("\n")[0]
+    except OSError:
+        return ""
+    found = re.search(r"\d+\.\d+(\.\d+)?", first)
+    return found.group() if found else ""

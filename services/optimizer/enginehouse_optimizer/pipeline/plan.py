@@ -29,7 +29,11 @@ Source = Upload | Output
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage to run: `name` is unique in its plan, `stage` is what the worker calls it."""
+    """A stage to run: `name` is unique in its plan, `stage` is what the worker calls it.
+
+    `timing_cache` names the cache that a build takes and gives back, empty for none. It is no part of the key: it
+    changes how long a build takes, not what is asked for.
+    """
 
     name: str
     stage: str
@@ -37,6 +41,7 @@ class PlannedStage:
     params: Mapping[str, Any]
     inputs: Mapping[str, Source]
     key: str
+    timing_cache: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -25,8 +25,9 @@ from enginehouse.artifacts import digest_json
 from enginehouse.artifacts.manifest import engine_key
 from enginehouse_optimizer.pipeline.backends import BACKENDS, FREEZING, QUANTIZED, QUANTIZING, Backend
 from enginehouse_optimizer.pipeline.inputs import Data, Inputs, ModelInput, Target
-from enginehouse_optimizer.pipeline.machine import CPU, GPU
+from enginehouse_optimizer.pipeline.machine import CPU, DRIVER, GPU
 from enginehouse_optimizer.pipeline.plan import Output, Plan, PlannedEngine, PlannedStage, Source, Upload
+from enginehouse_optimizer.pipeline.timing import timing_cache_name
 
 # The API's "all" said to the stage that would otherwise stop at a number of its own.
 _ALL_SAMPLES = 2**31 - 1
@@ -42,17 +43,34 @@ class _Builder:
     stages: dict[str, PlannedStage] = field(default_factory=dict)
 
     def add(
-        self, name: str, environment: str, params: Mapping[str, Any], *, machine: str = "", **inputs: Source | None
+        self,
+        name: str,
+        environment: str,
+        params: Mapping[str, Any],
+        *,
+        machine: str = "",
+        timing_cache: str = "",
+        **inputs: Source | None,
     ) -> Output:
         """Add a stage, called by the first word of its name; returns its output. Inputs that are None are left out.
 
-        `machine` names what of the machine the result depends on (CPU or GPU).
+        Args:
+            machine: what of the machine the result depends on (CPU or GPU).
+            timing_cache: the cache that it takes and gives back.
         """
-        self.stages.setdefault(name, self.stage(name, environment, params, machine=machine, **inputs))
+        stage = self.stage(name, environment, params, machine=machine, timing_cache=timing_cache, **inputs)
+        self.stages.setdefault(name, stage)
         return Output(name)
 
     def stage(
-        self, name: str, environment: str, params: Mapping[str, Any], *, machine: str = "", **inputs: Source | None
+        self,
+        name: str,
+        environment: str,
+        params: Mapping[str, Any],
+        *,
+        machine: str = "",
+        timing_cache: str = "",
+        **inputs: Source | None,
     ) -> PlannedStage:
         """A stage that is not added, with its key."""
         stage = name.split()[0]
@@ -65,7 +83,7 @@ class _Builder:
         determinants = {"stage": stage, "environment": version, "params": dict(params), "inputs": keys}
         if machine:
             determinants["machine"] = self.versions.get(machine, "")
-        return PlannedStage(name, stage, environment, dict(params), given, digest_json(determinants))
+        return PlannedStage(name, stage, environment, dict(params), given, digest_json(determinants), timing_cache)
 
     def key(self, output: Output) -> str:
         return self.stages[output.stage].key
@@ -75,7 +93,8 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
     """The plan for a request.
 
     Args:
-        versions: for each environment, and for CPU and GPU, a text that changes whenever what depends on it may.
+        versions: for each environment, and for CPU and GPU, a text that changes whenever what depends on it may; and
+            the GPU driver's version.
     """
     builder = _Builder(versions)
     frozen = None if inputs.model.format == "onnx" else _freeze(builder, inputs.model)
@@ -94,27 +113,34 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
     for target, suffix in zip(inputs.targets, _suffixes(inputs.targets), strict=True):
         backend = BACKENDS[target.backend]
         source, calibrate, sensitivity, layers, blame = model, None, None, None, None
+        cache = (
+            timing_cache_name(*(versions.get(name, "") for name in (backend.environment, GPU, DRIVER)))
+            if backend.timing_cache
+            else ""
+        )
         if backend.builds_from == "freeze":
             if frozen is None:
                 raise ValueError(f"{inputs.model.name} has no frozen graph for {backend.name}")
             source = frozen
         if target.precision in QUANTIZED and calibrated is not None:
             calibrate = calibrated.stage
-            sensitivity = _sensitivity(builder, inputs, backend, model, graph, calibrated)
-            source = _quantize(builder, inputs, backend, model, calibrated, sensitivity)
+            # Sensitivity is measured as INT8: it says nothing of FP8.
+            if target.precision == "INT8":
+                sensitivity = _sensitivity(builder, inputs, backend, model, graph, calibrated)
+                few = {**samples, **_placement_params(inputs, backend), "max_layers": 0}
+                few["max_samples"] = min(verification.max_samples or _BLAME_SAMPLES, _BLAME_SAMPLES)
+                blame = builder.stage(
+                    f"sensitivity of {suffix}",
+                    QUANTIZING,
+                    few,
+                    model=model,
+                    calibration=calibrated,
+                    dataset=dataset,
+                )
+            source = _quantize(builder, inputs, target, model, calibrated, sensitivity)
             if verification.per_layer:
-                name = f"layers {backend.dialect}"
+                name = f"layers {_placed(target)}"
                 layers = builder.add(name, QUANTIZING, samples, model=model, quantized=source, dataset=dataset)
-            few = {**samples, **_placement_params(inputs, backend), "max_layers": 0}
-            few["max_samples"] = min(verification.max_samples or _BLAME_SAMPLES, _BLAME_SAMPLES)
-            blame = builder.stage(
-                f"sensitivity of {suffix}",
-                QUANTIZING,
-                few,
-                model=model,
-                calibration=calibrated,
-                dataset=dataset,
-            )
         low, best, high = target.profile
         params = {
             "backend": backend.name,
@@ -123,7 +149,9 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
             "options": dict(target.options),
         }
         machine = GPU if backend.device == "gpu" else ""
-        built = builder.add(f"build {suffix}", backend.environment, params, machine=machine, model=source)
+        built = builder.add(
+            f"build {suffix}", backend.environment, params, machine=machine, timing_cache=cache, model=source
+        )
         verified = builder.add(
             f"verify {suffix}", backend.environment, {**samples, **limits}, engine=built, reference=reference,
             dataset=dataset,
@@ -222,18 +250,26 @@ def _placement_params(inputs: Inputs, backend: Backend) -> dict[str, Any]:
     return {"dialect": backend.dialect, "exclude": sorted(exclude)}
 
 
+def _placed(target: Target) -> str:
+    """What tells quantized graphs of one model apart: "tensorrt", or "tensorrt fp8"."""
+    dialect = str(BACKENDS[target.backend].dialect)
+    return dialect if target.precision == "INT8" else f"{dialect} {target.precision.lower()}"
+
+
 def _quantize(
     builder: _Builder,
     inputs: Inputs,
-    backend: Backend,
+    target: Target,
     model: Output,
     calibrated: Output,
     sensitivity: Output | None,
 ) -> Output:
+    # INT8 is the stage's own choice.
+    number_format = {} if target.precision == "INT8" else {"format": target.precision.lower()}
     return builder.add(
-        f"quantize {backend.dialect}",
+        f"quantize {_placed(target)}",
         QUANTIZING,
-        _placement_params(inputs, backend),
+        {**_placement_params(inputs, BACKENDS[target.backend]), **number_format},
         machine=CPU,
         model=model,
         calibration=calibrated,

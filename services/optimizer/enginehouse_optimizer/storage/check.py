@@ -13,9 +13,10 @@ from enginehouse.v1 import engines_pb2
 from enginehouse_optimizer.pipeline.publish import engine_message
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.engines import EngineIndex
-from enginehouse_optimizer.storage.named import STAGE_RESULTS, NamedBlobs, Owner
+from enginehouse_optimizer.storage.named import STAGE_RESULTS, TIMING_CACHES, NamedBlobs, Owner
 from enginehouse_optimizer.storage.paging import MAX_PAGE_SIZE, Page
 from enginehouse_optimizer.storage.stage_results import StageResults
+from enginehouse_optimizer.storage.timing_caches import TimingCacheIndex
 from enginehouse_optimizer.threads import in_thread
 
 _log = structlog.get_logger("check")
@@ -48,17 +49,24 @@ class Totals:
 class StoreChecker:
     """Checks one project. All methods in the service's event loop; bytes are read in threads."""
 
-    def __init__(self, named: NamedBlobs, engines: EngineIndex, results: StageResults, blobs: ProjectBlobs) -> None:
+    def __init__(
+        self,
+        named: NamedBlobs,
+        engines: EngineIndex,
+        results: StageResults,
+        caches: TimingCacheIndex,
+        blobs: ProjectBlobs,
+    ) -> None:
         self._named = named
         self._engines = engines
-        self._results = results
+        self._forget = {STAGE_RESULTS: results.forget, TIMING_CACHES: caches.forget}
         self._blobs = blobs
 
     async def check(self, project: str, *, repair: bool) -> AsyncIterator[Finding | Totals]:
         """Every finding as it is made, then the totals.
 
         Args:
-            repair: put damaged blobs into quarantine and forget stage results that lack one.
+            repair: put damaged blobs into quarantine, and forget stage results and timing caches that lack one.
 
         Raises:
             UnavailableError: the object store does not answer.
@@ -97,12 +105,12 @@ class StoreChecker:
             # Its owner may have gone meanwhile, or the blob come.
             if (owner, digest) not in still or owner in forgotten or await in_thread(store.has, digest):
                 continue
-            repaired = repair and owner.kind == STAGE_RESULTS
+            repaired = repair and owner.kind in self._forget
             if repaired:
-                self._results.forget(project, owner.name)
+                self._forget[owner.kind](project, owner.name)
                 forgotten.add(owner)
             message = f"{owner.kind} {owner.name} names a blob that is not in the store"
-            message += ": forgotten, so that the stage runs again" if repaired else ": upload or build it again"
+            message += ": forgotten, so that it is made again" if repaired else ": upload or build it again"
             yield Finding("missing", digest, owner.name, message, repaired)
 
     def _all_engines(self, project: str) -> Iterator[engines_pb2.Engine]:

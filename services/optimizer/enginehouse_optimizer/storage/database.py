@@ -99,6 +99,14 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE deleted_engines (project TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (project, id)) WITHOUT ROWID;
     """,
+    # What TensorRT measured for a GPU, a driver and a version of its own (`name` says which).
+    """
+    CREATE TABLE timing_caches (
+        project TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
+        size INTEGER NOT NULL, used_ns INTEGER NOT NULL,
+        PRIMARY KEY (project, name)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

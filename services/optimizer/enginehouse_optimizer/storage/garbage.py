@@ -1,10 +1,10 @@
 """Garbage collection: blobs that nothing names, results that nobody takes, operations and leftovers past their time.
 
-What stays, whatever else: what a model, dataset, engine or kept stage result names; inputs of live jobs and logs of
-kept operations; and every blob written or asked for within the minimum age, or since the oldest live job came. So a
-blob that was uploaded and is about to be named stays, as does all that a running job has made or reused. The names are
-read in the event loop at one moment; a blob that somebody asks for after that is left, or is gone before they look
-(`Uses`). Readers that have a file open keep its bytes.
+What stays, whatever else: what a model, dataset, engine, timing cache or kept stage result names; inputs of live jobs
+and logs of kept operations; and every blob written or asked for within the minimum age, or since the oldest live job
+came. So a blob that was uploaded and is about to be named stays, as does all that a running job has made or reused. The
+names are read in the event loop at one moment; a blob that somebody asks for after that is left, or is gone before they
+look (`Uses`). Readers that have a file open keep its bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from enginehouse_optimizer.storage.database import Database
 from enginehouse_optimizer.storage.jobs import Jobs
 from enginehouse_optimizer.storage.named import NamedBlobs
 from enginehouse_optimizer.storage.stage_results import StageResults
+from enginehouse_optimizer.storage.timing_caches import TimingCacheIndex
 from enginehouse_optimizer.threads import in_thread
 
 MINIMUM_AGE_SECONDS = 3600.0
@@ -36,7 +37,7 @@ _BATCH = 100
 
 @dataclass(frozen=True)
 class Retention:
-    """How long what nobody needs is kept, in seconds; 0 keeps operations for ever."""
+    """How long what nobody needs is kept, in seconds; 0 keeps operations for ever. Timing caches as stage results."""
 
     stage_results: float
     operations: float
@@ -68,6 +69,7 @@ class GarbageCollector:
         database: Database,
         jobs: Jobs,
         results: StageResults,
+        caches: TimingCacheIndex,
         named: NamedBlobs,
         blobs: ProjectBlobs,
         retention: Retention,
@@ -75,6 +77,7 @@ class GarbageCollector:
         self._database = database
         self._jobs = jobs
         self._results = results
+        self._caches = caches
         self._named = named
         self._blobs = blobs
         self._retention = retention
@@ -145,6 +148,9 @@ class GarbageCollector:
                 if owner == project:
                     self._results.forget(project, key)
                     results += 1
+            for owner, name in self._caches.unused_since(ago_ns(unused_seconds)):
+                if owner == project:
+                    self._caches.forget(project, name)
             for number in self._expired(project):
                 self._jobs.delete(self._jobs.by_number(number))
                 operations += 1

@@ -13,7 +13,8 @@ from enginehouse_optimizer.storage.database import Database
 from enginehouse_optimizer.storage.jobs import Jobs
 
 MODELS, DATASETS, ENGINES, STAGE_RESULTS, JOBS = "models", "datasets", "engines", "stage results", "jobs"
-KINDS = (MODELS, DATASETS, ENGINES, STAGE_RESULTS, JOBS)
+TIMING_CACHES = "timing caches"
+KINDS = (MODELS, DATASETS, ENGINES, TIMING_CACHES, STAGE_RESULTS, JOBS)
 
 _ENGINE_BLOBS = (
     "manifest_digest", "build_log_digest", "calibration_digest", "sensitivity_digest", "layers_digest",
@@ -24,7 +25,7 @@ _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Owner:
-    """Who names a blob: one of KINDS, and its resource name (of a stage's result, its key)."""
+    """Who names a blob: one of KINDS, and its resource name (a stage result's key, a timing cache's own name)."""
 
     kind: str
     name: str
@@ -62,6 +63,7 @@ class NamedBlobs:
             owner = Owner(ENGINES, f"projects/{project}/engines/{row['id']}")
             digests = [getattr(engine, name) for name in _ENGINE_BLOBS] + [file.digest for file in engine.files]
             yield from ((owner, digest) for digest in digests if digest)
+        yield from self._timing_caches(project)
         for row in self._results(project):
             owner = Owner(STAGE_RESULTS, str(row["key"]))
             digests = [entry["digest"] for entry in json.loads(row["tree"])] + [row["log_digest"]]
@@ -74,7 +76,7 @@ class NamedBlobs:
     def projects(self) -> set[str]:
         """The projects that have anything in the database."""
         found: set[str] = set()
-        for table in ("resources", "engines", "stage_results", "jobs"):
+        for table in ("resources", "engines", "timing_caches", "stage_results", "jobs"):
             found |= {str(row["project"]) for row in self._database.rows(f"SELECT DISTINCT project FROM {table}")}
         return found
 
@@ -86,6 +88,7 @@ class NamedBlobs:
         for row in self._engines(project):
             owner = Owner(ENGINES, f"projects/{project}/engines/{row['id']}")
             yield from ((owner, digest) for digest in _digests(row["body"]))
+        yield from self._timing_caches(project)
         for row in self._results(project):
             owner = Owner(STAGE_RESULTS, str(row["key"]))
             yield from ((owner, digest) for digest in _digests(f"{row['tree']} {row['log_digest']}".encode()))
@@ -100,6 +103,10 @@ class NamedBlobs:
 
     def _engines(self, project: str) -> list[sqlite3.Row]:
         return self._database.rows("SELECT id, body FROM engines WHERE project=?", (project,))
+
+    def _timing_caches(self, project: str) -> Iterator[tuple[Owner, str]]:
+        for row in self._database.rows("SELECT name, digest FROM timing_caches WHERE project=?", (project,)):
+            yield Owner(TIMING_CACHES, str(row["name"])), str(row["digest"])
 
     def _results(self, project: str) -> list[sqlite3.Row]:
         return self._database.rows("SELECT key, tree, log_digest FROM stage_results WHERE project=?", (project,))
