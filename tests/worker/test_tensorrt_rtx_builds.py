@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import onnx
 import pytest
 from enginehouse_worker.backends.base import BatchProfile
 from enginehouse_worker.backends.registry import get
+from enginehouse_worker.backends.tensorrt.builder import set_options
 from enginehouse_worker.backends.tensorrt.library import open_library
+from enginehouse_worker.backends.tensorrt.options import build_options
 from enginehouse_worker.conversion.preprocessing import fold_preprocessing
 from enginehouse_worker.data.preprocessing import Preprocessing
 from enginehouse_worker.errors import WorkerError
@@ -107,6 +110,33 @@ def test_a_plan_holds_16_bit_weights_in_fp16_and_8_bit_ones_in_int8(tmp_path: Pa
     assert sizes[0] > weights
     assert sizes[0] - sizes[1] > 0.4 * weights
     assert sizes[1] - sizes[2] > 0.15 * weights
+
+
+def test_options_reach_tensorrt() -> None:
+    library = open_library()
+    builder = library.trt.Builder(library.logger)
+
+    def config(**options: str) -> Any:
+        made = builder.create_builder_config()
+        set_options(library, made, build_options({**HERE, **options}))
+        return made
+
+    workspace = library.trt.MemoryPoolType.WORKSPACE
+    untouched, own = config(), builder.create_builder_config()
+    for made in (untouched, own):
+        assert made.builder_optimization_level == own.builder_optimization_level
+        assert made.max_aux_streams == own.max_aux_streams
+    for level in ("0", "5"):
+        assert config(optimization_level=level).builder_optimization_level == int(level)
+    for streams in ("0", "7"):
+        assert config(aux_streams=streams).max_aux_streams == int(streams)
+    assert config(workspace_mib="96").get_memory_pool_limit(workspace) == 96 << 20
+    # Versions before 8.6 have neither.
+    old = SimpleNamespace()
+    for name in ("optimization_level", "aux_streams"):
+        with pytest.raises(WorkerError, match=r"TensorRT 8\.6 and later") as caught:
+            set_options(library, old, build_options({name: "1"}))
+        assert caught.value.code == "FAILED_PRECONDITION"
 
 
 def test_a_transformer_with_dynamic_lengths_builds_with_a_range(tmp_path: Path) -> None:

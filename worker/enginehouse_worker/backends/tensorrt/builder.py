@@ -11,11 +11,13 @@ from enginehouse_worker.backends.base import BatchProfile
 from enginehouse_worker.backends.engine_files import describe_engine, write_engine
 from enginehouse_worker.backends.tensorrt import cuda
 from enginehouse_worker.backends.tensorrt.inspector import FILE as INSPECTOR
-from enginehouse_worker.backends.tensorrt.inspector import inspect
 from enginehouse_worker.backends.tensorrt.library import Library, open_library
 from enginehouse_worker.backends.tensorrt.network import parse
 from enginehouse_worker.backends.tensorrt.options import BuildOptions, build_options
 from enginehouse_worker.backends.tensorrt.precision import check_precision, set_precision, typed_source
+from enginehouse_worker.backends.tensorrt.profiler import describe_layers
+from enginehouse_worker.backends.tensorrt.refit import FILE as WEIGHTS
+from enginehouse_worker.backends.tensorrt.refit import KEY as WEIGHTS_KEY
 from enginehouse_worker.backends.tensorrt.runtime import load
 from enginehouse_worker.backends.tensorrt.shapes import (
     Profile,
@@ -73,6 +75,9 @@ def build(
     cache = known.read_bytes() if known is not None and known.is_file() else b""
     plan = make_plan(library, source, precision, profiles, chosen, cache)
     write_whole(output / PAYLOAD, plan.data)
+    if chosen.strip_weights:
+        # By its digest, this is one file in the store for the plans of every GPU.
+        write_whole(output / WEIGHTS, source if isinstance(source, bytes) else source.read_bytes())
     if plan.timing_cache:
         write_whole(output / TIMING_CACHE, plan.timing_cache)
     engine = {
@@ -92,16 +97,19 @@ def build(
         "version_compatible": chosen.version_compatible,
         "hardware_compatible": chosen.hardware_compatible,
         "trial": "not run: no GPU" if chosen.compute_capability else "run",
+        **({WEIGHTS_KEY: WEIGHTS} if chosen.strip_weights else {}),
     }
     write_engine(output, engine)
     if not chosen.compute_capability:
-        if (found := inspect(library, plan.data)) is not None:
-            write_json(output / INSPECTOR, found)
+        del plan  # as large as the weights, which are loaded now
         loaded = load(output, device=_DEVICE, options=options)
         try:
             run_trial(loaded, profile, usual_shapes(signature, profiles[0]))
         finally:
             loaded.close()
+            del loaded
+        if (found := describe_layers(output, device=_DEVICE)) is not None:
+            write_json(output / INSPECTOR, found)
     return engine
 
 
@@ -174,6 +182,12 @@ def set_options(library: Library, config: Any, options: BuildOptions) -> None:
                 "FAILED_PRECONDITION", f"{library.name} has no optimization levels; TensorRT 8.6 and later have them"
             )
         config.builder_optimization_level = options.optimization_level
+    if options.aux_streams >= 0:
+        if not hasattr(config, "max_aux_streams"):
+            raise WorkerError(
+                "FAILED_PRECONDITION", f"{library.name} has no auxiliary streams; TensorRT 8.6 and later have them"
+            )
+        config.max_aux_streams = options.aux_streams
     if options.workspace_mib:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if library.rtx and (options.version_compatible or options.hardware_compatible):

@@ -6,9 +6,12 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from enginehouse_worker.backends.tensorrt.library import Library
+from enginehouse_worker.backends.tensorrt.refit import refit
+from enginehouse_worker.errors import WorkerError
 
 FILE = "inspector.json"
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f\s]*(?:\[|$))")
@@ -29,20 +32,30 @@ _TYPES = (
 )
 
 
-def inspect(library: Library, plan: bytes) -> dict[str, Any] | None:
-    """The layers of a plan; None where it cannot be loaded or its layers cannot be read."""
-    trt = library.trt
-    runtime = trt.Runtime(library.logger)
+def open_plan(library: Library, directory: Path, description: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """TensorRT's runtime, and a directory's engine with its weights; None, with the reason logged, where it cannot be
+    loaded. `description` is its `engine.json`.
+    """
+    runtime = library.trt.Runtime(library.logger)
+    if description.get("version_compatible") and hasattr(runtime, "engine_host_code_allowed"):
+        runtime.engine_host_code_allowed = True
     try:
-        engine = runtime.deserialize_cuda_engine(plan)
-    except Exception:  # a plan for another device
-        engine = None
-    if engine is None:
+        engine = runtime.deserialize_cuda_engine((directory / description["payload"]).read_bytes())
+        if engine is None:
+            raise WorkerError("FAILED_PRECONDITION", library.messages.take_errors() or "no reason given")
+        refit(library, engine, directory, description)
+    except Exception as error:  # a plan for another device, or no memory for another engine
+        print(f"the plan cannot be loaded to see its layers: {error}", file=sys.stderr)
         library.messages.take_errors()
         return None
+    return runtime, engine
+
+
+def inspect(library: Library, engine: Any) -> dict[str, Any] | None:
+    """The layers of an engine; None where TensorRT does not say what they are."""
     try:
-        text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        return layers(parse(text))
+        inspector = engine.create_engine_inspector()
+        return layers(parse(inspector.get_engine_information(library.trt.LayerInformationFormat.JSON)))
     except (TypeError, ValueError) as error:
         print(f"the inspector's answer is not what it was: {error}", file=sys.stderr)
         return None

@@ -14,6 +14,7 @@ BUILD_OPTIONS = (
     "profiles",
     "shapes",
     "optimization_level",
+    "aux_streams",
     "workspace_mib",
     "version_compatible",
     "hardware_compatible",
@@ -28,6 +29,7 @@ _BOOLEAN = ("true", "false")
 class BuildOptions:
     """`optimization_level` 0 to 5 (-1: TensorRT's own), `workspace_mib` 0: what the device has.
 
+    `aux_streams` 0 to 7: streams beside the instance's for layers that do not wait for each other (-1: TensorRT's own).
     `compute_capability` ("8.9", empty: the device's own) is TensorRT for RTX's: it builds without a GPU.
     """
 
@@ -37,6 +39,7 @@ class BuildOptions:
     hardware_compatible: bool
     strip_weights: bool
     compute_capability: str = ""
+    aux_streams: int = -1
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def build_options(options: Mapping[str, Any]) -> BuildOptions:
         _flag(options, "hardware_compatible"),
         _flag(options, "strip_weights"),
         _compute_capability(options),
+        read.integer(options, "aux_streams", -1, -1, 7),
     )
 
 
