@@ -41,9 +41,11 @@ class OpenRegions:
             return
         if self._opening.get(region.number) is opening:
             del self._opening[region.number]
-        if isinstance(error, EnginehouseError):  # of its own for each who waited
-            raise type(error)(error.message, details=error.details, retry_after_seconds=error.retry_after_seconds)
-        raise error
+        if not isinstance(error, EnginehouseError):
+            raise error
+        # One of its own for each who waited.
+        message = f"CUDA shared memory region {region.name!r} cannot be opened: {error.message}"
+        raise type(error)(message, details=error.details, retry_after_seconds=error.retry_after_seconds)
 
     async def close(self, region: DeviceRegion) -> None:
         """Return when it is closed, which is once what uses it has run; at once when it is not open."""

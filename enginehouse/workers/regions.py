@@ -18,14 +18,21 @@ class DeviceRegion:
     One event loop's thread uses it.
 
     Args:
-        number: the front's name for it, the same in every worker.
+        number: the front's number for it, the same in every worker.
+        name: the client's, for messages.
         on_unused: told once, when it is retired and nobody uses it any more.
     """
 
     def __init__(
-        self, number: int, size: int, handle: bytes, on_unused: Callable[[DeviceRegion], None] = lambda region: None
+        self,
+        number: int,
+        name: str,
+        size: int,
+        handle: bytes,
+        on_unused: Callable[[DeviceRegion], None] = lambda region: None,
     ) -> None:
         self.number = number
+        self.name = name
         self.size = size
         self.handle = handle
         self._on_unused = on_unused
@@ -40,7 +47,10 @@ class DeviceRegion:
             NotFoundError: it is retired, and nobody kept it.
         """
         if self._retired and not self._uses:
-            raise NotFoundError("the CUDA shared memory region was unregistered before the request ran")
+            raise NotFoundError(
+                f"the CUDA shared memory region {self.name!r} was unregistered before the request ran",
+                details={"region": self.name},
+            )
         self._uses += 1
         try:
             yield

@@ -15,8 +15,9 @@ from enginehouse_inference.desired.fetch import EngineCache
 from enginehouse_inference.desired.models import DesiredModels
 from enginehouse_inference.desired.state import StateFile
 from enginehouse_inference.desired.watch import Watcher
+from enginehouse_inference.devices.devices import Devices
 from enginehouse_inference.models.catalog import Catalog
-from enginehouse_inference.models.manager import Devices, ModelManager
+from enginehouse_inference.models.manager import ModelManager
 from enginehouse_inference.models.plan import QueueDefaults
 from enginehouse_inference.process_tuning import GRPC_OPTIONS
 from enginehouse_inference.protocol.regions import Regions
@@ -60,9 +61,9 @@ class InferenceApp:
             if channel is not None
             else None
         )
-        regions = Regions()
+        regions = Regions(on_unused=self.devices.close_region)
         self._inference = InferenceMethods(self.catalog, regions, settings.stream_window)
-        management = ManagementMethods(self.catalog, self.desired, regions, lambda: self._ready)
+        management = ManagementMethods(self.catalog, self.desired, regions, self.devices, lambda: self._ready)
         self._ready = False
         self._health: dict[str, bool] = {}
         self._announcing: set[asyncio.Task[None]] = set()

@@ -23,7 +23,11 @@ class InferenceSettings(ServerSettings):
     cache_dir: Path = Field(
         default=Path("~/.cache/enginehouse/inference"), description="Where engines and the last desired state are kept."
     )
-    device: str = Field(default="cpu", description="Device that engines run on.")
+    device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|(cuda|gpu)(:\d+)?)$",
+        description="Device that engines run on: cpu, or a GPU such as cuda:0.",
+    )
     max_queue_size: int = Field(
         default=1024, ge=1, description="Requests that may wait for a version whose configuration does not say."
     )

@@ -26,6 +26,7 @@ class FakeWorker:
     pid = 1
     obituary = "it died"
     backends: dict[str, str] = {}
+    memory = ("host",)
 
     def __init__(self, device: FakeDevice) -> None:
         self._device = device
@@ -84,7 +85,7 @@ class FakeDevice:
         environment = WorkerEnvironment("fake", Path("python"))
         self.device = DeviceWorker(environment, "cpu", QUICK, self._start)  # type: ignore[arg-type]
 
-    def worker(self, backend: str) -> DeviceWorker:
+    def worker(self, backend: str, kind: str = "") -> DeviceWorker:
         return self.device
 
     def gate(self, name: str) -> asyncio.Event:

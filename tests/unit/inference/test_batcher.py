@@ -22,6 +22,7 @@ from enginehouse.errors import (
     UnavailableError,
 )
 from enginehouse.workers.link import InferenceResult
+from enginehouse.workers.regions import Place
 from enginehouse.workers.tensors import TensorInput, TensorOutput
 
 
@@ -43,7 +44,11 @@ class Engine:
         self._gate.release()
 
     async def __call__(
-        self, inputs: Sequence[TensorInput], outputs: Sequence[str], deadline_ns: int | None
+        self,
+        inputs: Sequence[TensorInput],
+        outputs: Sequence[str],
+        deadline_ns: int | None,
+        places: Sequence[Place] = (),
     ) -> InferenceResult:
         (tensor,) = inputs
         values = np.frombuffer(b"".join(bytes(p) for p in tensor.parts), np.int32).reshape(tensor.shape)  # type: ignore[arg-type]

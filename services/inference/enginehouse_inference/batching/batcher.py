@@ -17,6 +17,7 @@ from enginehouse.errors import (
     UnavailableError,
 )
 from enginehouse.workers.link import InferenceResult
+from enginehouse.workers.regions import Place
 from enginehouse.workers.tensors import TensorInput
 from enginehouse_inference.batching.policy import Batch, BatchPolicy, BatchQueue, Entry, QueueFullError
 from enginehouse_inference.batching.rows import OutputRows, RequestInput, input_rows, output_rows
@@ -32,7 +33,7 @@ class Run(Protocol):
     """Runs one batch."""
 
     def __call__(
-        self, inputs: Sequence[TensorInput], outputs: Sequence[str], deadline_ns: int | None
+        self, inputs: Sequence[TensorInput], outputs: Sequence[str], deadline_ns: int | None, places: Sequence[Place]
     ) -> Awaitable[InferenceResult]: ...
 
 
@@ -56,6 +57,7 @@ class _Request:
     inputs: Sequence[RequestInput]
     outputs: frozenset[str]
     future: asyncio.Future[Answer]
+    places: Sequence[Place] = ()
     # What is computed of it, by first row.
     pieces: dict[int, tuple[Mapping[str, OutputRows], InferenceResult]] = field(default_factory=dict)
     done: int = 0
@@ -120,6 +122,8 @@ class Batcher:
         shape: Hashable,
         outputs: frozenset[str],
         deadline_ns: int | None = None,
+        alone: bool = False,
+        places: Sequence[Place] = (),
     ) -> Answer:
         """Queue a request, wait for its rows. Cancelling takes it out of the queue.
 
@@ -128,6 +132,8 @@ class Batcher:
             shape: equal for requests that may share a batch.
             outputs: names to compute.
             deadline_ns: on the clock; a request not begun by then is not computed.
+            alone: run it as a batch of its own, uncut, as one that uses device memory must be.
+            places: outputs that the worker writes into device memory; only with `alone`.
 
         Raises:
             ResourceExhaustedError: the queue is full.
@@ -139,9 +145,9 @@ class Batcher:
         now = self._clock()
         if deadline_ns is not None and deadline_ns <= now:
             raise DeadlineExceededError(f"model {self._name}: the deadline passed before the request was queued")
-        request = _Request(inputs, outputs, asyncio.get_running_loop().create_future())
+        request = _Request(inputs, outputs, asyncio.get_running_loop().create_future(), places)
         try:
-            entry = self._queue.add(request, rows, shape, now, deadline_ns)
+            entry = self._queue.add(request, rows, shape, now, deadline_ns, alone=alone)
         except QueueFullError:
             limit = self._queue.policy.max_queue_size
             raise ResourceExhaustedError(
@@ -219,7 +225,9 @@ class Batcher:
             deadlines = [s.entry.deadline_ns for s in batch.slices]
             # Late only when all are: the worker must not drop a batch for one of its requests.
             latest = None if None in deadlines else max(d for d in deadlines if d is not None)
-            result = await self._run(input_rows(batch, self._batched, lambda r: r.inputs), names, latest)
+            # Only a request that is alone has any.
+            places = batch.slices[0].entry.item.places
+            result = await self._run(input_rows(batch, self._batched, lambda r: r.inputs), names, latest, places)
             self._observer.executed(batch.rows, result)
             self._hand_out(batch, result)
         except (InternalError, InvalidArgumentError) as error:

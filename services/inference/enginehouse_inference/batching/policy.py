@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+# The lane of requests that are alone in their batches.
+_ALONE = object()
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,14 @@ class BatchPolicy:
 
 @dataclass(eq=False)
 class Entry(Generic[T]):
-    """A request in the queue. `taken`: rows that are in batches already."""
+    """A request in the queue. `taken`: rows that are in batches already. `alone`: it is a whole batch, of any size."""
 
     item: T
     rows: int
     shape: Hashable
     arrived_ns: int
     deadline_ns: int | None
+    alone: bool = False
     taken: int = 0
     gone: bool = False
 
@@ -81,8 +84,8 @@ class QueueFullError(Exception):
 class BatchQueue(Generic[T]):
     """Requests that wait for an instance.
 
-    First in, first out among requests of one shape. Shapes never mix; when batches of several shapes could leave, the
-    one whose first request has waited longest does.
+    First in, first out among requests of one shape, and among those that are alone in their batches. Shapes never mix;
+    when batches of several shapes could leave, the one whose first request has waited longest does.
     """
 
     policy: BatchPolicy
@@ -95,8 +98,20 @@ class BatchQueue(Generic[T]):
     def __len__(self) -> int:
         return self._size
 
-    def add(self, item: T, rows: int, shape: Hashable, now_ns: int, deadline_ns: int | None = None) -> Entry[T]:
+    def add(
+        self,
+        item: T,
+        rows: int,
+        shape: Hashable,
+        now_ns: int,
+        deadline_ns: int | None = None,
+        *,
+        alone: bool = False,
+    ) -> Entry[T]:
         """Queue a request of `rows` rows.
+
+        Args:
+            alone: it shares no batch and is not cut, however many rows it has; it waits for no delay.
 
         Raises:
             QueueFullError: the queue is full.
@@ -106,7 +121,8 @@ class BatchQueue(Generic[T]):
         if self.policy.queue_timeout_ns is not None:
             limit = now_ns + self.policy.queue_timeout_ns
             deadline_ns = limit if deadline_ns is None else min(deadline_ns, limit)
-        entry = Entry(item, rows, shape, now_ns, deadline_ns)
+        entry = Entry(item, rows, _ALONE if alone else shape, now_ns, deadline_ns, alone)
+        shape = entry.shape
         self._lanes.setdefault(shape, deque()).append(entry)
         self._size += 1
         if deadline_ns is not None:
@@ -179,7 +195,7 @@ class BatchQueue(Generic[T]):
     def _leaving(self, lane: deque[Entry[T]], now_ns: int) -> int:
         """How many entries of a lane should leave now (0: wait); the last may leave in part."""
         limit = self.policy.max_batch_size
-        if not self.policy.join:
+        if not self.policy.join or lane[0].alone:
             return 1
         rows, count, preferred = 0, 0, 0
         full = False
@@ -204,7 +220,7 @@ class BatchQueue(Generic[T]):
         room = self.policy.max_batch_size
         for _ in range(count):
             entry = lane[0]
-            rows = min(entry.left, room)
+            rows = entry.left if entry.alone else min(entry.left, room)
             room -= rows
             start = entry.taken
             entry.taken += rows

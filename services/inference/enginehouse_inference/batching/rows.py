@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from enginehouse.errors import InternalError
+from enginehouse.workers.regions import RegionPart
 from enginehouse.workers.tensors import Buffer, FilePart, Part, TensorInput, TensorOutput, element_offsets
 from enginehouse_inference.batching.policy import Batch
 
@@ -40,22 +41,28 @@ class RequestInput:
             begin, end = start * row, stop * row
         if isinstance(self.data, FilePart):
             return self.data.slice(begin, end)
+        if isinstance(self.data, RegionPart):
+            raise InternalError(f"input {self.name!r} lies in device memory, and was cut")
         return memoryview(self.data)[begin:end]
 
 
 @dataclass(frozen=True)
 class OutputRows:
-    """One output for one request: `parts`, one after the other, are its bytes."""
+    """One output for one request: `parts`, one after the other, are its bytes.
+
+    `placed`: it has no parts here, but that many bytes in a client's device memory.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     parts: tuple[Buffer, ...]
+    placed: int = 0
 
     @property
     def size(self) -> int:
-        """Bytes of all parts."""
-        return sum(len(part) for part in self.parts)
+        """Bytes of the output."""
+        return self.placed or sum(len(part) for part in self.parts)
 
     @classmethod
     def join(cls, pieces: Sequence[OutputRows]) -> OutputRows:
@@ -104,6 +111,9 @@ def output_rows(
     """
     shares: list[dict[str, OutputRows]] = [{} for _ in counts]
     for tensor in outputs:
+        if tensor.placed:  # such a request is alone in its batch
+            shares[0][tensor.name] = OutputRows(tensor.name, tensor.dtype, tensor.shape, (), tensor.size)
+            continue
         if not batched:
             shares[0][tensor.name] = OutputRows(tensor.name, tensor.dtype, tensor.shape, (tensor.data,))
             continue

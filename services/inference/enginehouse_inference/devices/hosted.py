@@ -48,3 +48,23 @@ class Hosted:
     def blame(self, now: float, window: float) -> float:
         self.crashes = [c for c in self.crashes if c[0] > now - window]
         return sum(share for _, share in self.crashes)
+
+
+def convict(suspects: Sequence[Hosted], now: float, settings: SupervisorSettings) -> Hosted | None:
+    """Note a crash at `now` with those that ran, and return the one that is to blame for too many; None while none is.
+
+    Those that ran share the blame. Only one is convicted at a time: of those over the limit the one that bears most, of
+    equals the one that came last. The crashes that it explains are then forgotten for the others.
+    """
+    for hosted in suspects:
+        hosted.crashes.append((now, 1 / len(suspects)))
+    blame = [round(hosted.blame(now, settings.crash_window), 6) for hosted in suspects]
+    worst = max(range(len(suspects)), key=lambda index: (blame[index], index), default=None)
+    if worst is None or blame[worst] < settings.crash_limit - 1e-3:
+        return None
+    culprit = suspects[worst]
+    explained = {time for time, _ in culprit.crashes}
+    for hosted in suspects:
+        if hosted is not culprit:
+            hosted.crashes = [crash for crash in hosted.crashes if crash[0] not in explained]
+    return culprit

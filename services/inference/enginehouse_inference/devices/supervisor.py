@@ -14,8 +14,10 @@ import structlog
 from enginehouse.errors import EnginehouseError, ResourceExhaustedError, UnavailableError
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.link import InferenceResult, LoadedModel, WorkerProcess
+from enginehouse.workers.process import POISONED
+from enginehouse.workers.regions import DeviceRegion, Place
 from enginehouse.workers.tensors import TensorInput
-from enginehouse_inference.devices.hosted import Hosted, SupervisorSettings
+from enginehouse_inference.devices.hosted import Hosted, SupervisorSettings, convict
 
 _log = structlog.get_logger("worker")
 
@@ -53,6 +55,10 @@ class DeviceWorker:
         self._calls = 0
         self._restarts: list[float] = []
         self._task = asyncio.create_task(self._run())
+
+    @property
+    def device(self) -> str:
+        return self._device
 
     @property
     def pid(self) -> int | None:
@@ -106,7 +112,12 @@ class DeviceWorker:
             await self._unload(key)
 
     async def infer(
-        self, key: str, inputs: Sequence[TensorInput], outputs: Sequence[str], deadline_ns: int | None
+        self,
+        key: str,
+        inputs: Sequence[TensorInput],
+        outputs: Sequence[str],
+        deadline_ns: int | None,
+        places: Sequence[Place] = (),
     ) -> InferenceResult:
         """Run one batch.
 
@@ -121,13 +132,34 @@ class DeviceWorker:
         call = self._calls
         self._in_flight[call] = time.monotonic()
         try:
-            return await worker.infer(key, inputs, outputs, deadline_ns)
+            return await worker.infer(key, inputs, outputs, deadline_ns, places)
         except UnavailableError:
             if not worker.alive:
                 self._suspects.add(key)
             raise
         finally:
             del self._in_flight[call]
+
+    async def open_region(self, region: DeviceRegion) -> None:
+        """Open a client's device memory in the worker that runs now. Another opens it when it is first used.
+
+        Raises:
+            EnginehouseError: what the worker says is wrong with it.
+        """
+        worker = self._worker
+        if worker is not None and worker.alive and "cuda" in worker.memory:
+            try:
+                await worker.open_region(region)
+            except UnavailableError:
+                if worker.alive:
+                    raise
+
+    async def close_region(self, region: DeviceRegion) -> None:
+        """Close a client's device memory, where it is open."""
+        worker = self._worker
+        if worker is not None and worker.alive:
+            with contextlib.suppress(EnginehouseError):
+                await worker.close_region(region)
 
     async def close(self) -> None:
         """Stop the worker, whatever it does: it may be starting, or in the middle of a load."""
@@ -196,26 +228,29 @@ class DeviceWorker:
         culprits = [h for h in self._hosted.values() if h.loading] or [
             h for h in self._hosted.values() if h.key in self._suspects
         ]
-        _log.error("died", worker=self._name, reason=reason, running=[h.key for h in culprits])
+        event = "device context lost" if worker.exited.result() == POISONED else "died"
+        _log.error(event, worker=self._name, reason=reason, running=[h.key for h in culprits])
         self._worker = None
         self._suspects.clear()
         self._restarts = [t for t in self._restarts if t > now - 60] + [now]
         for hosted in self._hosted.values():
             hosted.ready = hosted.loading = False
             hosted.reason = f"{reason}; a new one is being started"
-        for hosted in culprits:
-            hosted.crashes.append((now, 1 / len(culprits)))
-            if hosted.blame(now, self._settings.crash_window) >= self._settings.crash_limit - 1e-9:
-                hosted.failed = True
-                hosted.reason = (
-                    f"it crashed its worker {len(hosted.crashes)} times (limit {self._settings.crash_limit}), "
-                    f"and is not loaded again before its configuration changes or it is loaded by hand: {reason}"
-                )
-                _log.error("given up", worker=self._name, model=hosted.key, reason=hosted.reason)
-                if not hosted.first.done():
-                    hosted.first.set_exception(UnavailableError(hosted.reason, details={"crash_loop": "true"}))
+        culprit = convict(culprits, now, self._settings)
+        if culprit is not None:
+            self._give_up(culprit, reason)
         for hosted in list(self._hosted.values()):
             hosted.changed()
+
+    def _give_up(self, hosted: Hosted, reason: str) -> None:
+        hosted.failed = True
+        hosted.reason = (
+            f"it crashed its worker {len(hosted.crashes)} times (limit {self._settings.crash_limit}), "
+            f"and is not loaded again before its configuration changes or it is loaded by hand: {reason}"
+        )
+        _log.error("given up", worker=self._name, model=hosted.key, reason=hosted.reason)
+        if not hosted.first.done():
+            hosted.first.set_exception(UnavailableError(hosted.reason, details={"crash_loop": "true"}))
 
     async def _load_all(self, worker: WorkerProcess) -> None:
         while worker.alive:  # or loads would fail for ever, without a turn of the loop for anything else

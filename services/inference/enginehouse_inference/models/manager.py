@@ -21,9 +21,7 @@ from enginehouse.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from enginehouse.workers.environments import BACKEND_ENVIRONMENTS, WorkerEnvironments
-from enginehouse_inference.devices.hosted import SupervisorSettings
-from enginehouse_inference.devices.supervisor import DeviceWorker
+from enginehouse_inference.devices.devices import Devices
 from enginehouse_inference.models.catalog import Catalog, State
 from enginehouse_inference.models.plan import Loading, ModelPlan, QueueDefaults, VersionPlan
 from enginehouse_inference.models.version import EngineInfo, ModelVersion
@@ -40,37 +38,6 @@ class Engines(Protocol):
 
     async def directory(self, engine: str) -> Path:
         """The local directory of a published engine, complete and verified."""
-
-
-class Devices:
-    """The worker of each environment on this process's device, started when first needed."""
-
-    def __init__(self, environments: WorkerEnvironments, device: str, settings: SupervisorSettings) -> None:
-        self._environments = environments
-        self._device = device
-        self._settings = settings
-        self._workers: dict[str, DeviceWorker] = {}
-
-    def worker(self, backend: str) -> DeviceWorker:
-        """The worker that runs a backend.
-
-        Raises:
-            InvalidArgumentError: there is no such backend.
-            FailedPreconditionError: its environment is not installed here.
-        """
-        environment = self._environments.for_backend(backend)
-        name = BACKEND_ENVIRONMENTS[backend]
-        if name not in self._workers:
-            self._workers[name] = DeviceWorker(environment, self._device, self._settings)
-        return self._workers[name]
-
-    @property
-    def workers(self) -> dict[str, DeviceWorker]:
-        """By environment."""
-        return dict(self._workers)
-
-    async def close(self) -> None:
-        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
 
 
 class ModelManager:
@@ -197,7 +164,7 @@ class ModelManager:
     async def _load(self, plan: ModelPlan, version: VersionPlan) -> ModelVersion:
         directory = version.directory or await self._engines.directory(version.engine)
         engine, warmup = await asyncio.to_thread(_read_engine, directory)
-        worker = self._devices.worker(engine.backend)
+        worker = self._devices.worker(engine.backend, engine.device_kind)
         key = f"{plan.name}:{version.version}:{next(self._loads)}"
         loaded = await worker.load(
             key,
@@ -236,15 +203,18 @@ def _read_engine(directory: Path) -> tuple[EngineInfo, tuple[int, ...]]:
     """What an engine says of itself, and the default warm-up: 1 and its largest batch."""
     try:
         manifest: Any = json.loads((directory / "engine.json").read_text())
+        device = manifest.get("device") or {}
         info = EngineInfo(
             backend=str(manifest["backend"]),
             backend_version=str(manifest.get("backend_version", "")),
             precision=str(manifest.get("precision", "")),
             payload=str(manifest.get("payload", "")),
             directory=directory,
+            device_kind=str(device.get("kind", "")),
+            device_product=str(device.get("product", "")),
         )
         largest = int(manifest.get("max_batch_size") or 0) if manifest.get("batched") else 0
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidArgumentError(
             f"{directory} is not an engine's directory: expected an engine.json with its backend ({error!r})"
         ) from error

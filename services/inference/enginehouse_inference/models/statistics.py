@@ -67,7 +67,7 @@ class Statistics:
         self.compute_infer.add(answer.compute_ns)
         self.compute_output.add(answer.output_ns)
 
-    def to_proto(self, name: str, version: str, memory_bytes: int) -> service_pb2.ModelStatistics:
+    def to_proto(self, name: str, version: str) -> service_pb2.ModelStatistics:
         """The protocol's message."""
         message = service_pb2.ModelStatistics(
             name=name,
@@ -91,6 +91,4 @@ class Statistics:
                 compute_infer=times.infer.to_proto(),
                 compute_output=times.output.to_proto(),
             )
-        if memory_bytes:
-            message.memory_usage.add(type="CPU", id=0, byte_size=memory_bytes)
         return message

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginehouse.errors import UnavailableError
+from enginehouse.errors import InvalidArgumentError, UnavailableError
 from enginehouse.workers.link import LoadedModel
 from enginehouse_inference.batching.batcher import Answer, Batcher
 from enginehouse_inference.devices.supervisor import DeviceWorker
@@ -25,6 +25,8 @@ class EngineInfo:
     precision: str
     payload: str
     directory: Path
+    device_kind: str = ""
+    device_product: str = ""
 
 
 class ModelVersion:
@@ -65,7 +67,7 @@ class ModelVersion:
             batched=loaded.batched,
             instances=loading.instances,
             outputs=tuple(self.signature.outputs),
-            run=lambda inputs, outputs, deadline_ns: worker.infer(key, inputs, outputs, deadline_ns),
+            run=lambda inputs, outputs, deadline_ns, places: worker.infer(key, inputs, outputs, deadline_ns, places),
             observer=statistics,
         )
 
@@ -100,15 +102,23 @@ class ModelVersion:
                 f"model {self.model!r} version {self.version} is not ready: {self.worker.reason(self.key)}",
                 retry_after_seconds=1.0,
             )
+        limit = self.max_batch_size
+        if request.device_memory and 0 < limit < request.rows:
+            raise InvalidArgumentError(
+                f"model {self.model!r}: {request.rows} rows: expected at most {limit} (the engine's largest batch) in "
+                "a request that uses CUDA shared memory, which is not split"
+            )
         if request.timeout_ns is not None:
-            limit = time.monotonic_ns() + request.timeout_ns
-            deadline_ns = limit if deadline_ns is None else min(deadline_ns, limit)
+            latest = time.monotonic_ns() + request.timeout_ns
+            deadline_ns = latest if deadline_ns is None else min(deadline_ns, latest)
         return await self.batcher.infer(
             request.inputs,
             rows=request.rows,
             shape=request.shape,
             outputs=frozenset(o.name for o in request.outputs),
             deadline_ns=deadline_ns,
+            alone=bool(request.device_memory),
+            places=request.places,
         )
 
     async def close(self, drain_seconds: float) -> None:

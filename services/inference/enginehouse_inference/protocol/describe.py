@@ -8,6 +8,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from enginehouse.workers.tensors import TensorSpec
+from enginehouse_inference.devices.devices import gpu_index
 from enginehouse_inference.models.version import ModelVersion
 
 # Triton's names where it has one, because clients look at them.
@@ -34,6 +35,7 @@ def metadata(version: ModelVersion, versions: Sequence[str]) -> service_pb2.Mode
 def config(version: ModelVersion) -> Any:
     """The Triton model configuration that this version is served by."""
     batched = version.loaded.batched
+    gpu = gpu_index(version.worker.device)
     kind = model_config_pb2.ModelInstanceGroup
     message = model_config_pb2.ModelConfig(
         name=version.model,
@@ -46,7 +48,8 @@ def config(version: ModelVersion) -> Any:
             kind(
                 name=f"{version.model}_0",
                 count=version.loading.instances,
-                kind=kind.KIND_CPU,
+                kind=kind.KIND_CPU if gpu is None else kind.KIND_GPU,
+                gpus=[] if gpu is None else [gpu],
             )
         ],
         default_model_filename=version.engine.payload,
@@ -58,6 +61,7 @@ def config(version: ModelVersion) -> Any:
         **dict(version.loading.options),
         "precision": version.engine.precision,
         "backend_version": version.engine.backend_version,
+        **({"device_product": version.engine.device_product} if version.engine.device_product else {}),
     }.items():
         message.parameters[key].string_value = value
     policy = version.batcher.policy
@@ -70,6 +74,13 @@ def config(version: ModelVersion) -> Any:
         queue.default_timeout_microseconds = (policy.queue_timeout_ns or 0) // 1000
         queue.allow_timeout_override = True
     return message
+
+
+def memory_usage(version: ModelVersion) -> list[service_pb2.MemoryUsage]:
+    """What loading the version took, of the host's memory and of the device's."""
+    loaded, gpu = version.loaded, gpu_index(version.worker.device)
+    usage = [("CPU", 0, loaded.memory_bytes), ("GPU", gpu or 0, loaded.device_memory_bytes)]
+    return [service_pb2.MemoryUsage(type=kind, id=index, byte_size=size) for kind, index, size in usage if size]
 
 
 def _platform(version: ModelVersion) -> str:

@@ -1,17 +1,23 @@
-"""Clients' POSIX shared memory: regions that a client registered, by name.
+"""Clients' shared memory: the regions that clients registered, POSIX and CUDA, by name; one name is one region.
 
-Regions are read and written with system calls, never mapped: their owner may truncate them at any time, which would
-kill a process that touches the map.
+POSIX regions are read and written with system calls, never mapped: their owner may truncate them at any time, which
+would kill a process that touches the map.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from enginehouse.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from enginehouse.workers.regions import HANDLE_BYTES, DeviceRegion
 from enginehouse.workers.tensors import Buffer, FilePart
+from enginehouse_inference.protocol.bounds import check_bounds
+from enginehouse_inference.protocol.cuda_regions import CudaRegion
 
 _DIRECTORY = Path("/dev/shm")
 
@@ -42,7 +48,7 @@ class Region:
         Raises:
             InvalidArgumentError: it has not that many.
         """
-        self._check(offset, size, what)
+        check_bounds(self.name, self.size, offset, size, what)
         return FilePart(self.descriptor.number, self.offset + offset, size, self.descriptor)
 
     def write(self, offset: int, pieces: tuple[Buffer, ...], what: str) -> None:
@@ -52,7 +58,7 @@ class Region:
             InvalidArgumentError: the region, or what its owner left of it, is too small.
         """
         size = sum(len(piece) for piece in pieces)
-        self._check(offset, size, what)
+        check_bounds(self.name, self.size, offset, size, what)
         if os.fstat(self.descriptor.number).st_size < self.offset + offset + size:
             raise InvalidArgumentError(f"{what}: shared memory {self.key!r} was made smaller than registered")
         position = self.offset + offset
@@ -62,19 +68,24 @@ class Region:
                 written = os.pwrite(self.descriptor.number, data, position)
                 data, position = data[written:], position + written
 
-    def _check(self, offset: int, size: int, what: str) -> None:
-        if offset + size > self.size:
-            raise InvalidArgumentError(
-                f"{what}: {size} bytes from {offset} on of shared memory region {self.name!r}, which has {self.size}"
-            )
+
+R = TypeVar("R", Region, CudaRegion)
 
 
 class Regions:
-    """The registered regions of this process."""
+    """The registered regions of this process.
 
-    def __init__(self, directory: Path = _DIRECTORY) -> None:
+    Args:
+        on_unused: told a CUDA region's memory once the region is unregistered and no request uses it.
+    """
+
+    def __init__(
+        self, directory: Path = _DIRECTORY, on_unused: Callable[[DeviceRegion], None] = lambda region: None
+    ) -> None:
         self._directory = directory
-        self._regions: dict[str, Region] = {}
+        self._on_unused = on_unused
+        self._regions: dict[str, Region | CudaRegion] = {}
+        self._numbers = itertools.count(1)
 
     def register(self, name: str, key: str, offset: int, size: int) -> None:
         """Open a shared memory object under a name.
@@ -84,15 +95,13 @@ class Regions:
             AlreadyExistsError: the name is taken.
             NotFoundError: there is no such object.
         """
-        if not name or size < 1:
-            raise InvalidArgumentError(f"shared memory region {name!r} of {size} bytes: expected a name and a size")
+        _check_named(name, size)
         file = key.lstrip("/")
         if not file or "/" in file or file in (".", ".."):
             raise InvalidArgumentError(
                 f"shared memory key {key!r} is not valid: expected a name such as '/my-inputs', as for shm_open"
             )
-        if name in self._regions:
-            raise AlreadyExistsError(f"shared memory region {name!r} is registered already: unregister it first")
+        self._check_free(name)
         try:
             number = os.open(self._directory / file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -110,27 +119,63 @@ class Regions:
             )
         self._regions[name] = Region(name, key, offset, size, descriptor)
 
-    def get(self, name: str) -> Region:
+    def register_cuda(self, name: str, handle: bytes, device_id: int, size: int) -> CudaRegion:
+        """Take device memory under a name; workers open it.
+
+        Raises:
+            InvalidArgumentError: that is no IPC handle.
+            AlreadyExistsError: the name is taken.
+        """
+        _check_named(name, size)
+        if len(handle) != HANDLE_BYTES:
+            raise InvalidArgumentError(
+                f"CUDA shared memory region {name!r}: raw_handle has {len(handle)} bytes: expected the {HANDLE_BYTES} "
+                "bytes of a CUDA IPC handle (cudaIpcGetMemHandle), as they are and not in base64"
+            )
+        if device_id < 0:
+            raise InvalidArgumentError(f"CUDA shared memory region {name!r}: device_id {device_id}: expected 0 or more")
+        self._check_free(name)
+        region = CudaRegion(device_id, DeviceRegion(next(self._numbers), name, size, handle, self._on_unused))
+        self._regions[name] = region
+        return region
+
+    def get(self, name: str) -> Region | CudaRegion:
         """The region of that name.
 
         Raises:
             NotFoundError: none is registered.
         """
         if name not in self._regions:
-            raise NotFoundError(f"no shared memory region {name!r} is registered in this process")
+            raise NotFoundError(
+                f"no shared memory region {name!r} is registered in this process", details={"region": name}
+            )
         return self._regions[name]
 
-    def list(self, name: str = "") -> list[Region]:
-        """The region of that name, or all.
+    def list(self, kind: type[R], name: str = "") -> list[R]:
+        """The region of that kind and name, or all of the kind.
 
         Raises:
             NotFoundError: the name is given and none is registered.
         """
-        return [self.get(name)] if name else list(self._regions.values())
+        found = [region for region in self._regions.values() if isinstance(region, kind) and name in ("", region.name)]
+        if name and not found:
+            what = "CUDA" if kind is CudaRegion else "system"
+            raise NotFoundError(f"no {what} shared memory region {name!r} is registered in this process")
+        return found
 
-    def unregister(self, name: str = "") -> None:
-        """Forget the region of that name, or all. Nothing when there is none, as in Triton."""
-        if name:
-            self._regions.pop(name, None)
-        else:
-            self._regions.clear()
+    def unregister(self, kind: type[Region] | type[CudaRegion], name: str = "") -> None:
+        """Forget the region of that kind and name, or all of the kind. Nothing when there is none, as in Triton."""
+        for region in list(self._regions.values()):
+            if isinstance(region, kind) and name in ("", region.name):
+                del self._regions[region.name]
+                if isinstance(region, CudaRegion):
+                    region.memory.retire()
+
+    def _check_free(self, name: str) -> None:
+        if name in self._regions:
+            raise AlreadyExistsError(f"shared memory region {name!r} is registered already: unregister it first")
+
+
+def _check_named(name: str, size: int) -> None:
+    if not name or size < 1:
+        raise InvalidArgumentError(f"shared memory region {name!r} of {size} bytes: expected a name and a size")

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginehouse.errors import InvalidArgumentError
+from enginehouse.workers.regions import DeviceRegion, Place, RegionPart
 from enginehouse.workers.tensors import ITEM_BYTES, Buffer, FilePart, Part, TensorSpec, element_offsets
 from enginehouse_inference.batching.rows import RequestInput
 from enginehouse_inference.protocol import parameters
 from enginehouse_inference.protocol.contents import raw_contents
+from enginehouse_inference.protocol.cuda_regions import CudaRegion
 from enginehouse_inference.protocol.regions import Region, Regions
 
 
@@ -26,24 +28,37 @@ class Signature:
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output that the client wants: as it is, as its `classes` highest classes, or in a region at `offset`."""
+    """An output that the client wants: as it is, as its `classes` highest classes, or in a region at `offset`.
+
+    `place`: where the worker writes it itself, in a CUDA region.
+    """
 
     name: str
     classes: int = 0
-    region: Region | None = None
+    region: Region | CudaRegion | None = None
     offset: int = 0
     size: int = 0
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """What can be computed. `shape` is equal for requests that may share a batch."""
+    """What can be computed. `shape` is equal for requests that may share a batch.
+
+    `device_memory`: the clients' device memory that it reads and writes; with any it is a batch of its own.
+    """
 
     inputs: tuple[RequestInput, ...]
     outputs: tuple[RequestedOutput, ...]
     rows: int
     shape: Hashable
     timeout_ns: int | None
+    device_memory: tuple[DeviceRegion, ...] = ()
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Outputs that the worker writes into device memory."""
+        return tuple(output.place for output in self.outputs if output.place is not None)
 
 
 def check_request(
@@ -63,13 +78,17 @@ def check_request(
     rows = _rows(inputs) if signature.batched else 1
     timeout = parameters.integer(request.parameters, "timeout", f"model {model}")
     skip = 1 if signature.batched else 0
+    outputs = _outputs(request, signature, regions, model, rows)
+    memory = [t.data.region for t in inputs if isinstance(t.data, RegionPart)]
+    memory += [output.place.region for output in outputs if output.place is not None]
     return CheckedRequest(
         inputs=inputs,
-        outputs=_outputs(request, signature, regions, model),
+        outputs=outputs,
         rows=rows,
         shape=tuple(sorted((t.name, t.shape[skip:]) for t in inputs)),
         # Microseconds, as in Triton; 0 is none.
         timeout_ns=timeout * 1000 if timeout else None,
+        device_memory=tuple(memory),
     )
 
 
@@ -152,7 +171,7 @@ def _shape(tensor: Any, spec: TensorSpec, batched: bool) -> tuple[int, ...]:
     return shape
 
 
-def _shared(tensor: Any, region: Region) -> FilePart:
+def _shared(tensor: Any, region: Region | CudaRegion) -> FilePart | RegionPart:
     what = f"input {tensor.name!r}"
     size = parameters.integer(tensor.parameters, "shared_memory_byte_size", what)
     offset = parameters.integer(tensor.parameters, "shared_memory_offset", what) or 0
@@ -170,6 +189,12 @@ def _sized(name: str, dtype: str, shape: tuple[int, ...], data: Part, count: int
                 details={"input": name},
             )
         return RequestInput(name, dtype, shape, data)
+    if isinstance(data, RegionPart):
+        raise InvalidArgumentError(
+            f"input {name!r} is BYTES: expected it in the request or in system shared memory, not in CUDA "
+            "shared memory",
+            details={"input": name},
+        )
     if isinstance(data, FilePart):
         data = data.read()
     offsets = element_offsets(data, f"input {name!r}")
@@ -189,7 +214,9 @@ def _rows(inputs: Sequence[RequestInput]) -> int:
     return rows.pop()
 
 
-def _outputs(request: Any, signature: Signature, regions: Regions, model: str) -> tuple[RequestedOutput, ...]:
+def _outputs(
+    request: Any, signature: Signature, regions: Regions, model: str, rows: int
+) -> tuple[RequestedOutput, ...]:
     if not request.outputs:
         return tuple(RequestedOutput(name) for name in signature.outputs)
     outputs: dict[str, RequestedOutput] = {}
@@ -214,5 +241,29 @@ def _outputs(request: Any, signature: Signature, regions: Regions, model: str) -
         if size is None:
             raise InvalidArgumentError(f"{what}: shared_memory_region without shared_memory_byte_size: expected both")
         offset = parameters.integer(tensor.parameters, "shared_memory_offset", what) or 0
-        outputs[name] = RequestedOutput(name, classes, regions.get(region), offset, size)
+        found = regions.get(region)
+        place = None
+        if isinstance(found, CudaRegion):
+            _check_placed(signature, name, classes, rows, size)
+            place = found.place(name, offset, size)
+        outputs[name] = RequestedOutput(name, classes, found, offset, size, place)
     return tuple(outputs.values())
+
+
+def _check_placed(signature: Signature, name: str, classes: int, rows: int, size: int) -> None:
+    """Check what the worker will write into CUDA shared memory, as far as its size is known before it is computed."""
+    spec = signature.outputs[name]
+    if classes or spec.dtype == "BYTES":
+        what = "a classification" if classes else "BYTES"
+        raise InvalidArgumentError(
+            f"output {name!r} is {what}: expected it in the response or in system shared memory, not in CUDA shared "
+            "memory",
+            details={"output": name},
+        )
+    shape = (rows, *spec.shape[1:]) if signature.batched else spec.shape
+    if min(shape, default=0) >= 0 and math.prod(shape) * ITEM_BYTES[spec.dtype] > size:
+        raise InvalidArgumentError(
+            f"output {name!r} has {math.prod(shape) * ITEM_BYTES[spec.dtype]} bytes: expected shared memory for them, "
+            f"the request names {size}",
+            details={"output": name},
+        )

@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2
 from enginehouse.errors import InvalidArgumentError
 from enginehouse.workers.tensors import Array, Buffer, encode_bytes, numpy_dtype
 from enginehouse_inference.batching.rows import OutputRows
+from enginehouse_inference.protocol.regions import Region
 from enginehouse_inference.protocol.request import RequestedOutput
 from enginehouse_inference.protocol.wire import encode_infer_response
 
@@ -50,7 +51,8 @@ def encode_response(
                 f"output {wanted.name!r} has {rows.size} bytes: expected shared memory for them, "
                 f"the request names {wanted.size}"
             )
-        wanted.region.write(wanted.offset, rows.parts, f"output {wanted.name!r}")
+        if isinstance(wanted.region, Region):  # into the other kind the worker has written
+            wanted.region.write(wanted.offset, rows.parts, f"output {wanted.name!r}")
         tensor.parameters["shared_memory_region"].string_param = wanted.region.name
         tensor.parameters["shared_memory_byte_size"].int64_param = rows.size
         if wanted.offset:

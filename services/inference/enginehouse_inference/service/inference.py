@@ -12,6 +12,7 @@ import structlog
 from tritonclient.grpc import service_pb2
 
 from enginehouse.errors import EnginehouseError
+from enginehouse.workers.regions import held
 from enginehouse_inference.models.catalog import Catalog
 from enginehouse_inference.models.version import ModelVersion
 from enginehouse_inference.protocol.parameters import boolean
@@ -118,7 +119,9 @@ class InferenceMethods:
         statistics = version.statistics
         try:
             checked = check_request(request, raw, version.signature, self._regions, repr(version.model))
-            response = await self._compute(request, checked, version, deadline_ns, started, final)
+            # Unregistered or not, what it names stays open while it runs.
+            with held(checked.device_memory):
+                response = await self._compute(request, checked, version, deadline_ns, started, final)
         except asyncio.CancelledError:
             statistics.cancel.add(time.monotonic_ns() - started)
             raise

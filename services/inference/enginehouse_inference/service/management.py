@@ -12,16 +12,16 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 
 from enginehouse.errors import (
-    FailedPreconditionError,
     InvalidArgumentError,
-    NotFoundError,
     UnavailableError,
     UnimplementedError,
 )
 from enginehouse_inference.desired.models import DesiredModels
+from enginehouse_inference.devices.devices import Devices
 from enginehouse_inference.models.catalog import Catalog
 from enginehouse_inference.protocol import describe
-from enginehouse_inference.protocol.regions import Regions
+from enginehouse_inference.protocol.cuda_regions import CudaRegion
+from enginehouse_inference.protocol.regions import Region, Regions
 
 EXTENSIONS = (
     "classification",
@@ -31,22 +31,28 @@ EXTENSIONS = (
     "system_shared_memory",
     "binary_tensor_data",
 )
-_NO_GPU = "no GPU in this process: CUDA shared memory cannot be registered; use system shared memory"
 
 
 class ManagementMethods:
     """The protocol's unary methods, each `(request, context) -> response`, named as in the protocol.
 
     Args:
+        devices: where clients' CUDA shared memory is opened.
         is_ready: whether the server as a whole is.
     """
 
     def __init__(
-        self, catalog: Catalog, desired: DesiredModels, regions: Regions, is_ready: Callable[[], bool]
+        self,
+        catalog: Catalog,
+        desired: DesiredModels,
+        regions: Regions,
+        devices: Devices,
+        is_ready: Callable[[], bool],
     ) -> None:
         self._catalog = catalog
         self._desired = desired
         self._regions = regions
+        self._devices = devices
         self._is_ready = is_ready
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
@@ -63,7 +69,8 @@ class ManagementMethods:
         return service_pb2.ModelReadyResponse(ready=ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
-        return service_pb2.ServerMetadataResponse(name="enginehouse", version=_version(), extensions=EXTENSIONS)
+        extensions = (*EXTENSIONS, *(("cuda_shared_memory",) if self._devices.has_gpu else ()))
+        return service_pb2.ServerMetadataResponse(name="enginehouse", version=_version(), extensions=extensions)
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:
         version = self._catalog.find(request.name, request.version)
@@ -82,8 +89,9 @@ class ManagementMethods:
             for number, slot in self._catalog.slots(name):
                 if request.version and request.version != str(number):
                     continue
-                memory = slot.serving.loaded.memory_bytes if slot.serving is not None else 0
-                response.model_stats.append(slot.statistics.to_proto(name, str(number), memory))
+                statistics = slot.statistics.to_proto(name, str(number))
+                statistics.memory_usage.extend(describe.memory_usage(slot.serving) if slot.serving else ())
+                response.model_stats.append(statistics)
         return response
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:
@@ -123,7 +131,7 @@ class ManagementMethods:
 
     async def SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
         response = service_pb2.SystemSharedMemoryStatusResponse()
-        for region in self._regions.list(request.name):
+        for region in self._regions.list(Region, request.name):
             status = response.regions[region.name]
             status.name, status.key = region.name, region.key
             status.offset, status.byte_size = region.offset, region.size
@@ -134,19 +142,30 @@ class ManagementMethods:
         return service_pb2.SystemSharedMemoryRegisterResponse()
 
     async def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
-        self._regions.unregister(request.name)
+        self._regions.unregister(Region, request.name)
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
     async def CudaSharedMemoryStatus(self, request: Any, context: Any) -> Any:
-        if request.name:
-            raise NotFoundError(f"no CUDA shared memory region {request.name!r} is registered: {_NO_GPU}")
-        return service_pb2.CudaSharedMemoryStatusResponse()
+        response = service_pb2.CudaSharedMemoryStatusResponse()
+        for region in self._regions.list(CudaRegion, request.name):
+            status = response.regions[region.name]
+            status.name, status.device_id, status.byte_size = region.name, region.device_id, region.size
+        return response
 
     async def CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
-        raise FailedPreconditionError(_NO_GPU)
+        self._devices.require_cuda_memory()
+        region = self._regions.register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
+        try:
+            await self._devices.open_region(region.memory)
+        except BaseException:
+            self._regions.unregister(CudaRegion, request.name)
+            raise
+        return service_pb2.CudaSharedMemoryRegisterResponse()
 
     async def CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
-        # Nothing is registered, so nothing remains to be done: clients unregister all before they begin.
+        self._regions.unregister(CudaRegion, request.name)
+        # So that a client may free its memory, unless its requests use it still.
+        await self._devices.regions_closed()
         return service_pb2.CudaSharedMemoryUnregisterResponse()
 
     async def TraceSetting(self, request: Any, context: Any) -> Any:
