@@ -22,6 +22,7 @@ from enginehouse.v1 import engines_pb2 as pb
 from enginehouse.v1 import engines_pb2_grpc
 
 MANIFEST = "manifest.json"
+INSPECTOR = "inspector.json"
 # A server may have to hash this many seconds before it publishes what it was given.
 IMPORT_SECONDS = 600.0
 
@@ -175,6 +176,20 @@ class AsyncEngines:
     async def layers(self, engine: Engine | Alias | str) -> dict[str, Any] | None:
         """How each layer compares with FP32; None where verification did not compare layers."""
         return await self._table((await self._whole(engine)).layers_digest)
+
+    async def inspector(self, engine: Engine | Alias | str) -> dict[str, Any] | None:
+        """What the backend says of the layers that it made: `layers` (name, type, precision, milliseconds, ...), and the
+        `batch` and `runs` that they were timed with. None where it says nothing: TensorRT does, where it built on a GPU.
+        """
+        files = (await self._whole(engine)).files
+        return await self._table(next((file.digest for file in files if file.path == INSPECTOR), ""))
+
+    async def not_verified(self, engine: Engine | Alias | str) -> str:
+        """Why an engine was published without verification; empty when it was verified."""
+        value = await self._whole(engine)
+        if value.verification is not None or not value.manifest_digest:
+            return ""
+        return str((await self.manifest(value)).get("verification", {}).get("not_verified", ""))
 
     async def manifest(self, engine: Engine | Alias | str) -> dict[str, Any]:
         """The engine's manifest: how it was made, stage by stage, with which tools, and what it measured."""

@@ -214,6 +214,14 @@ class Engines:
         """How each layer compares with FP32; None where verification did not compare layers."""
         return self._portal.run(self._inner.layers(engine))
 
+    def inspector(self, engine: Engine | Alias | str) -> dict[str, Any] | None:
+        """What the backend says of the layers that it made, their times among it; None where it says nothing."""
+        return self._portal.run(self._inner.inspector(engine))
+
+    def not_verified(self, engine: Engine | Alias | str) -> str:
+        """Why an engine was published without verification; empty when it was verified."""
+        return self._portal.run(self._inner.not_verified(engine))
+
     def manifest(self, engine: Engine | Alias | str) -> dict[str, Any]:
         """How the engine was made, stage by stage, with which tools, and what it measured."""
         return self._portal.run(self._inner.manifest(engine))

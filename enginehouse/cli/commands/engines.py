@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from enginehouse.cli import completion
 from enginehouse.cli.context import connected
-from enginehouse.cli.output import Json, cell, print_fields, print_json, print_table, say, size
+from enginehouse.cli.layers import Order, print_accuracy, print_times
+from enginehouse.cli.output import Json, print_fields, print_json, print_table, say, size
 from enginehouse.cli.transfer import shown
+from enginehouse.client import Client
 from enginehouse.client.values import Engine
 from enginehouse.client.values.convert import id_of
 
@@ -45,6 +47,13 @@ def print_engines(engines: Sequence[Engine]) -> None:
     print_table(columns, rows, empty="no engines: `enginehouse optimize` builds some")
 
 
+def say_unverified(client: Client, engines: Sequence[Engine]) -> None:
+    """Why engines were not verified, for those that were not."""
+    for engine in engines:
+        if engine.verification is None and (why := client.engines.not_verified(engine)):
+            say(f"{engine.id} is not verified: {why}")
+
+
 @app.command("list", epilog="Example: enginehouse engines list --model resnet_v1_50 --precision int8")
 def list_(
     model: Annotated[
@@ -69,8 +78,12 @@ def show(
     manifest: Annotated[bool, typer.Option("--manifest", help="The whole manifest, as JSON.")] = False,
     log: Annotated[bool, typer.Option("--log", help="What the backend said while it built it.")] = False,
     layers: Annotated[
-        bool, typer.Option("--layers", help="What each layer costs of accuracy, and how it compares with FP32.")
+        bool,
+        typer.Option("--layers", help="What each layer costs of accuracy, how it compares with FP32, and its time."),
     ] = False,
+    sort: Annotated[
+        Order, typer.Option(help="With --layers: the slowest first, or in the engine's order.")
+    ] = Order.TIME,
     json: Json = False,
 ) -> None:
     """Show an engine."""
@@ -82,13 +95,17 @@ def show(
             print(client.engines.build_log(engine), end="")
             return
         if layers:
-            sensitivity, compared = client.engines.sensitivity(engine), client.engines.layers(engine)
+            found = client.engines.get(engine)
+            sensitivity, compared = client.engines.sensitivity(found), client.engines.layers(found)
+            inspector = client.engines.inspector(found)
             if json:
-                print_json({"sensitivity": sensitivity, "layers": compared})
+                print_json({"sensitivity": sensitivity, "layers": compared, "inspector": inspector})
             else:
-                print_layers(sensitivity, compared)
+                print_accuracy(sensitivity, compared)
+                print_times(inspector, sort)
             return
         found = client.engines.get(engine)
+        say_unverified(client, [found])
     print_json(found) if json else print_fields(found)
 
 
@@ -190,25 +207,3 @@ def unalias(name: AliasName) -> None:
     with connected() as client:
         client.engines.delete_alias(name)
     say(f"deleted {name}")
-
-
-def print_layers(sensitivity: Mapping[str, Any] | None, compared: Mapping[str, Any] | None) -> None:
-    """The tables of an engine's layers, or why there is none."""
-    if sensitivity is None and compared is None:
-        say("no layers were measured: `enginehouse optimize --auto-exclude` or `--per-layer` measures them")
-    if sensitivity is not None:
-        excluded = sensitivity.get("excluded", [])
-        say(
-            f"quantized outputs: {cell(sensitivity.get('quantized_sqnr_db'))} dB; with {len(excluded)} layers in "
-            f"higher precision: {cell(sensitivity.get('reached_sqnr_db'))} dB ({sensitivity.get('samples')} samples)"
-        )
-        _table(sensitivity, ("name", "type", "sqnr_db", "noise_share", "excluded"))
-    if compared is not None:
-        say(f"layers against FP32 ({compared.get('samples')} samples)")
-        _table(compared, ("name", "type", "sqnr_db", "own_sqnr_db", "cosine"))
-
-
-def _table(measured: Mapping[str, Any], fields: Sequence[str]) -> None:
-    rows = [[layer.get(field) for field in fields] for layer in measured.get("layers", [])]
-    rows = [["yes" if value is True else "" if value is False else value for value in row] for row in rows]
-    print_table([field.upper().replace("_DB", " dB").replace("_", " ") for field in fields], rows, empty="no layers")

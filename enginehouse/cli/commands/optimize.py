@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from enginehouse.cli import completion
-from enginehouse.cli.commands.engines import print_engines
+from enginehouse.cli.commands.engines import print_engines, say_unverified
 from enginehouse.cli.context import connected
 from enginehouse.cli.options import pairs, profile
 from enginehouse.cli.output import Json, print_json, say
@@ -23,7 +23,8 @@ from enginehouse.errors import InvalidArgumentError, NotFoundError
 
 EPILOG = (
     "Examples: enginehouse optimize net.keras --precision fp32 --precision int8 --calibration-data data.npz; "
-    "enginehouse optimize resnet_v1_50 --precision int8 --synthetic 64 --method entropy --batch 1:8:32"
+    "enginehouse optimize resnet_v1_50 --precision int8 --synthetic 64 --method entropy --batch 1:8:32; "
+    "enginehouse optimize resnet_v1_50 --target tensorrt:fp16 --target onnxruntime:fp32"
 )
 
 _CALIBRATE = "give --calibration-data DATASET, --synthetic N or --calibration-table FILE"
@@ -48,6 +49,12 @@ def _optimize(
     backend: Annotated[
         list[str] | None,
         typer.Option(help="onnxruntime (the default), tensorflow, tensorrt, tf-trt; may be repeated."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BACKEND:PRECISION", help="Such as tensorrt:int8, instead of the two above; may be repeated."
+        ),
     ] = None,
     batch: Annotated[str | None, typer.Option(help="Batch sizes, MAX or MIN:OPT:MAX; 1:8:64 when absent.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="A backend option, NAME=VALUE; may be repeated.")] = None,
@@ -119,11 +126,12 @@ def _optimize(
         _refuse({"--percentile": percentile is not None}, "is for --method percentile: give that too")
     if synthetic is None:
         _refuse({"--distribution": distribution is not None}, "is of made-up samples: give --synthetic N too")
-    targets = [
-        Target(b, p, profile(batch), pairs(option, "--option"))
-        for b in backend or ["onnxruntime"]
-        for p in precision or ["fp32"]
+    if target and (backend or precision):
+        raise InvalidArgumentError("--target names backend and precision: give it, or --backend and --precision")
+    wanted = [_target(text) for text in target or ()] or [
+        (b, p) for b in backend or ["onnxruntime"] for p in precision or ["fp32"]
     ]
+    targets = [Target(b, p, profile(batch), pairs(option, "--option")) for b, p in wanted]
     if not calibrated and any(t.precision.lower() in ("int8", "fp8") for t in targets):
         raise InvalidArgumentError(f"int8 and fp8 need calibration: {_CALIBRATE}")
     if min_accuracy is not None and verification_data is None and calibration_data is None:
@@ -167,6 +175,7 @@ def _optimize(
             print_json({"name": job.name, "id": job.id}) if json else say(f"started {job.id}")
             return
         engines = list(follow(job).engines)
+        say_unverified(client, engines)
     print_json(engines) if json else print_engines(engines)
 
 
@@ -174,6 +183,14 @@ def _refuse(given: Mapping[str, bool], why: str) -> None:
     """Raises InvalidArgumentError for options that would change nothing, when they are given."""
     if wrong := [option for option, is_given in given.items() if is_given]:
         raise InvalidArgumentError(f"{', '.join(wrong)} {why}")
+
+
+def _target(text: str) -> tuple[str, str]:
+    """(backend, precision) of "tensorrt:int8". Raises InvalidArgumentError when it is not of that form."""
+    backend, colon, precision = text.partition(":")
+    if not (backend and colon and precision):
+        raise InvalidArgumentError(f"--target {text!r} is not valid: expected BACKEND:PRECISION, such as tensorrt:int8")
+    return backend, precision
 
 
 def _model(client: Client, text: str, name: str | None, seed: int) -> Model:

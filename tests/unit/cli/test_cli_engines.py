@@ -65,6 +65,67 @@ def test_tables_of_layers(enginehouse: Any, engine: engines_pb2.Engine, servers:
     assert json.loads(enginehouse("engines", "show", name, "--layers", "--json").out)["layers"] == compared
 
 
+INSPECTOR = {
+    "layers": [
+        {"name": "conv1 + relu1", "type": "CaskConvolution", "precision": "INT8", "milliseconds": 0.25, "nodes": ["c"]},
+        {"name": "reformat", "type": "Reformat"},
+        {"name": "fc", "type": "CaskGemm", "precision": "FP16", "milliseconds": 0.75},
+    ],
+    "batch": 8,
+    "runs": 10,
+}
+
+
+def test_times_of_layers(enginehouse: Any, engine: engines_pb2.Engine, servers: Servers) -> None:
+    name = ENGINE.rsplit("/", 1)[-1]
+    assert "this one has no inspector.json" in enginehouse("engines", "show", name, "--layers").err
+    digest = servers.blobs.add(json.dumps(INSPECTOR).encode())
+    engine.files.append(engines_pb2.EngineFile(path="inspector.json", digest=digest))
+    shown = enginehouse("engines", "show", name, "--layers")
+    assert "3 layers, 1 ms one after the other (batch 8, mean of 10 runs)" in shown.err
+    lines = shown.out.splitlines()
+    assert lines[0].split() == ["LAYER", "TYPE", "PRECISION", "MS", "SHARE"]
+    assert lines[1].split() == ["fc", "CaskGemm", "FP16", "0.7500", "75.0%"], "the slowest first"
+    assert lines[2].split()[-3:] == ["INT8", "0.2500", "25.0%"]
+    assert lines[3].split() == ["reformat", "Reformat", "-", "-", "-"], "what is not known is last"
+    graph = enginehouse("engines", "show", name, "--layers", "--sort", "graph").out.splitlines()
+    assert [line.split()[0] for line in graph[1:]] == ["conv1", "reformat", "fc"]
+    assert json.loads(enginehouse("engines", "show", name, "--layers", "--json").out)["inspector"] == INSPECTOR
+
+
+def test_layers_without_times(enginehouse: Any, engine: engines_pb2.Engine, servers: Servers) -> None:
+    digest = servers.blobs.add(json.dumps({"layers": [{"name": "b"}, {"name": "a"}, "text"]}).encode())
+    engine.files.append(engines_pb2.EngineFile(path="inspector.json", digest=digest))
+    shown = enginehouse("engines", "show", ENGINE.rsplit("/", 1)[-1], "--layers")
+    assert "2 layers; their times were not measured" in shown.err
+    assert [line.split()[0] for line in shown.out.splitlines()[1:]] == ["b", "a"]
+
+
+def test_an_engine_that_was_not_verified_says_why(
+    enginehouse: Any, engine: engines_pb2.Engine, servers: Servers
+) -> None:
+    servers.models.models[f"{PROJECT}/models/m"] = models_pb2.Model(name=f"{PROJECT}/models/m")
+    why = "it was built for compute capability 8.9"
+    engine.manifest_digest = servers.blobs.add(json.dumps({"verification": {"not_verified": why}}).encode())
+    for command in (["engines", "show", engine.name], ["optimize", "m"]):
+        assert f"is not verified: {why}" in enginehouse(*command).err
+    engine.verification.samples = 8
+    assert "not verified" not in enginehouse("engines", "show", engine.name).err
+
+
+def test_targets_of_an_optimization(enginehouse: Any, engine: engines_pb2.Engine, servers: Servers) -> None:
+    servers.models.models[f"{PROJECT}/models/m"] = models_pb2.Model(name=f"{PROJECT}/models/m")
+    both = ["--target", "tensorrt:int8", "--target", "onnxruntime:fp32"]
+    assert enginehouse("optimize", "m", *both, "--synthetic", "8").status == 0
+    targets = servers.optimizer.requests[-1].targets
+    assert [(t.backend, t.precision) for t in targets] == [
+        ("tensorrt", engines_pb2.PRECISION_INT8),
+        ("onnxruntime", engines_pb2.PRECISION_FP32),
+    ]
+    for wrong in ([*both, "--synthetic", "8", "--precision", "fp32"], ["--target", "tensorrt"], both[:2]):
+        assert enginehouse("optimize", "m", *wrong).status == 2, wrong
+
+
 def test_uploads_with_what_files_do_not_say(enginehouse: Any, servers: Servers) -> None:
     Path("net.bin").write_bytes(b"graph")
     Path("prep.json").write_text(json.dumps({"mean": [1, 2, 3], "bgr": True}))
