@@ -178,8 +178,10 @@ class AsyncEngines:
         return await self._table((await self._whole(engine)).layers_digest)
 
     async def inspector(self, engine: Engine | Alias | str) -> dict[str, Any] | None:
-        """What the backend says of the layers that it made: `layers` (name, type, precision, milliseconds, ...), and the
-        `batch` and `runs` that they were timed with. None where it says nothing: TensorRT does, where it built on a GPU.
+        """What the backend says of the layers that it made; None where it says nothing.
+
+        TensorRT, where it builds on a GPU, says `layers` ({name, type, precision, milliseconds, ...}), and the `batch`
+        and number of `runs` that they were timed with.
         """
         files = (await self._whole(engine)).files
         return await self._table(next((file.digest for file in files if file.path == INSPECTOR), ""))
