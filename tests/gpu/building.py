@@ -85,7 +85,9 @@ class Workshop:
     async def quantized(self, name: str, model: Path, images: Path) -> Path:
         """The model with Q/DQ, by the table that calibration on the images gives."""
         onnx = self.machine.onnx
-        table = await self.stage(f"{name}/table", "calibrate", {"model": model, "dataset": images}, onnx, method="entropy")
+        table = await self.stage(
+            f"{name}/table", "calibrate", {"model": model, "dataset": images}, onnx, method="entropy"
+        )
         dialect = "tensorrt" if self.machine.gpu else "onnxruntime"
         inputs = {"model": model, "calibration": table}
         return await self.stage(f"{name}/int8", "quantize", inputs, onnx, dialect=dialect)

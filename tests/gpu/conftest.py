@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from building import PREPROCESSING, Floats, Workshop, array_of
 from machine import Machine, find_machine
+
 from services import Services, running_services
 
 PROFILE = (1, 16, 32)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,14 +70,14 @@ def running_services(machine: Machine, home: Path) -> Iterator[Services]:
         "ENGINEHOUSE_WORKER_PATH": str(ROOT / "worker"),
         "ENGINEHOUSE_DEVICE": machine.device,
         "PYTHONPATH": os.pathsep.join([*paths, *(path for path in sys.path if path)]),
-        # Engine directories by hand are this machine's own.
-        "ENGINEHOUSE_PING_INTERVAL_SECONDS": "1",
     }
     free = {"optimizer": 0, "inference": 0, "telemetry": 0}
     state = up(StackOptions(home, free, metrics_port=None, timeout=SECONDS, variables=environment))
     try:
         with Client.from_environment({"ENGINEHOUSE_HOME": str(home)}, timeout=120.0) as client:
-            yield Services(home, client, trigger, environment, state.services["inference"].pid)
+            yield Services(
+                home, client, trigger, environment, next(s.pid for s in state.services if s.name == "inference")
+            )
     finally:
         down(home, timeout=20)
 
@@ -93,10 +95,8 @@ def command(services: Services, *arguments: str) -> str:
     Raises:
         AssertionError: it failed; with what it said.
     """
-    import subprocess
-
     done = subprocess.run(
-        [sys.executable, "-m", "enginehouse.cli.entry", *arguments],
+        [sys.executable, "-c", "from enginehouse.cli.entry import main; main()", *arguments],
         env={**os.environ, **services.environment, "ENGINEHOUSE_HOME": str(services.home), "COLUMNS": "200"},
         capture_output=True,
         text=True,
@@ -106,4 +106,10 @@ def command(services: Services, *arguments: str) -> str:
     return done.stdout
 
 
-Condition = Callable[[], Any]
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """Wait until the condition holds; returns what it returned."""
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, f"not within {seconds:g} s"
+        time.sleep(0.05)
+    return result

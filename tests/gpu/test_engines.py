@@ -283,7 +283,9 @@ def _taken(size: int) -> Any:
     return taken(size)
 
 
-async def test_device_arrays_in_the_workers_own_process(gpu: Machine, engine: Path, small: Small, tmp_path: Path) -> None:
+async def test_device_arrays_in_the_workers_own_process(
+    gpu: Machine, engine: Path, small: Small, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "data.npz", images=small.images, expected=small.expected)
     script = Path(__file__).with_name("in_process.py")
     settings = {**variables(), "PYTHONPATH": str(ROOT / "worker")}

@@ -32,9 +32,7 @@ def large(size: int) -> onnx.ModelProto:
         helper.make_node("MatMul", [source, name], [target])
         for source, name, target in zip(("input", "a", "b"), names, ("a", "b", "result"), strict=True)
     ]
-    values = [
-        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["batch", 64]) for n in ("input", "result")
-    ]
+    values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["batch", 64]) for n in ("input", "result")]
     graph = helper.make_graph(nodes, "large", values[:1], values[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

@@ -1,0 +1,145 @@
+"""A worker that loses its device under load: what was in flight fails, the port and other workers live on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Notes, Small
+from machine import Machine, worst_row
+from test_engines import SAME_ROW
+
+from enginehouse import Client
+from enginehouse.errors import EnginehouseError, UnavailableError
+from services import Services, running_services, wait_for
+
+pytestmark = pytest.mark.timeout(550)
+
+CLIENTS = 6
+
+
+@pytest.fixture(scope="module")
+def services(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    with running_services(machine, tmp_path_factory.mktemp("services")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def other(machine: Machine, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """A second inference process' stand-in for another device: a stack of its own, that must notice nothing."""
+    with running_services(machine, tmp_path_factory.mktemp("other")) as running:
+        yield running
+
+
+def replaced(services: Services, before: int) -> bool:
+    """Whether another worker runs than the one before."""
+    pids = [worker.pid for worker in services.workers()]
+    return bool(pids) and before not in pids
+
+
+def load_by_hand(services: Services, name: str, engine: Path) -> None:
+    config = {"engine_directory": str(engine), "instances": 2}
+    services.triton().load_model(name, config=json.dumps(config))
+
+
+class Load:
+    """Clients that ask without a pause and note what they are told."""
+
+    def __init__(self, services: Services, model: str, images: Any, right: Any, tolerance: float) -> None:
+        self.address = services.address
+        self.answers = 0
+        self.wrong: list[str] = []
+        self.errors: list[EnginehouseError] = []
+        self._stop = threading.Event()
+        self._arguments = (model, images, right, tolerance)
+        self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(CLIENTS)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, seed: int) -> None:
+        model, images, right, tolerance = self._arguments
+        random = np.random.default_rng(seed)
+        with Client(inference=self.address) as client:
+            while not self._stop.is_set():
+                picked = random.integers(0, len(images), size=int(random.integers(1, 17)))
+                try:
+                    found = client.infer(model, images[picked], timeout=60).only()
+                except EnginehouseError as error:
+                    self.errors.append(error)
+                    time.sleep(0.02)
+                    continue
+                if (difference := worst_row(found, right[picked])) > tolerance:
+                    self.wrong.append(f"{len(picked)} rows differ by {difference}")
+                self.answers += 1
+
+
+def test_a_lost_device_costs_its_worker_alone(
+    machine: Machine, services: Services, other: Services, engine: Path, int8_engine: Path, small: Small, notes: Notes
+) -> None:
+    for running in (services, other):
+        load_by_hand(running, "quick", engine)
+    load_by_hand(services, "int8", int8_engine)
+    client = services.client
+    right = np.concatenate([client.infer("quick", image[None]).only() for image in small.images])
+    (before,) = services.workers()
+    (untouched,) = other.workers()
+    tolerance = SAME_ROW[machine.half]
+    with (
+        Load(services, "quick", small.images, right, tolerance) as load,
+        Load(other, "quick", small.images, right, tolerance) as elsewhere,
+    ):
+        wait_for(lambda: load.answers > 50 and elsewhere.answers > 50)
+        services.poison.touch()
+        begin = time.monotonic()
+        wait_for(lambda: replaced(services, before.pid))
+        wait_for(lambda: client.model_ready("quick") and client.model_ready("int8"))
+        recovered, answers = time.monotonic() - begin, load.answers
+        wait_for(lambda: load.answers > answers + 50)
+    (after,) = services.workers()
+    notes.add("poisoned: seconds until both models were ready again", round(recovered, 2))
+    notes.add("poisoned: answers, requests that failed", [load.answers, len(load.errors)])
+    notes.add("poisoned: what they were told", sorted({error.message[:300] for error in load.errors})[:6])
+    assert load.errors and all(isinstance(error, UnavailableError) for error in load.errors)
+    assert not load.wrong and not elsewhere.wrong and not elsewhere.errors
+    assert after.pid != before.pid and other.workers() == [untouched]
+    assert any("device context" in error.message for error in load.errors)
+    assert "status 70" in services.log()
+    assert worst_row(client.infer("quick", small.images[:16]).only(), right[:16]) < tolerance
+    assert len(client.infer("int8", small.images[:16]).only()) == 16
+
+
+def test_a_second_loss_is_recovered_too(machine: Machine, services: Services, small: Small) -> None:
+    client = services.client
+    if not client.model_ready("quick"):
+        pytest.skip("needs the models of the test before")
+    (before,) = services.workers()
+    services.poison.touch()
+    if machine.gpu:
+        # Idle until somebody asks: a lost context is noticed by the next call that uses it.
+        async def ask() -> None:
+            for _ in range(50):
+                try:
+                    await asyncio.to_thread(client.infer, "quick", small.images[:1])
+                except EnginehouseError:
+                    return
+                await asyncio.sleep(0.1)
+
+        asyncio.run(ask())
+    wait_for(lambda: replaced(services, before.pid))
+    wait_for(lambda: client.model_ready("quick"))
+    assert len(client.infer("quick", small.images[:3]).only()) == 3
