@@ -1,6 +1,9 @@
 """verify: an engine and the FP32 reference's outputs in, how well they agree out; refuses an engine that is too far
 off.
 
+An engine that was built for a device that is not here (TensorRT for RTX builds without a GPU) is not run: what is
+written then says why, and no gate applies.
+
 When an output is a softmax, SQNR and cosine are of the logits it was computed from (see `metrics.logits`).
 """
 
@@ -30,6 +33,7 @@ _REFERENCE = "outputs.npz"
 # Of the reference, looked at together.
 _CHECKED_ROWS = 8
 FILE = "verification.json"
+_PACKAGES = ("onnxruntime", "tensorflow-cpu", "tensorflow", "tensorrt", "tensorrt-rtx-cu13-bindings", "numpy")
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -38,7 +42,12 @@ def run(ctx: StageContext) -> dict[str, Any]:
     engine = read_json(directory / "engine.json")
     backend = registry.get(str(engine.get("backend")))
     references = _open_reference(ctx.input("reference"))
-    loaded = backend.load(directory, device=_device(engine), options={})
+    try:
+        loaded = backend.load(directory, device=_device(engine), options={})
+    except WorkerError as error:
+        if error.code != "FAILED_PRECONDITION" or not _built_for_elsewhere(engine):
+            raise
+        return _not_verified(ctx, engine, error.message)
     signature = loaded.signature
     dataset = open_dataset(
         ctx.inputs.get("dataset"),
@@ -49,8 +58,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     )
     _check_reference(references, signature, dataset.samples)
     largest = int(engine["max_batch_size"])
-    size = min(params.integer("batch_size", 8, 1, 4096), largest)
     smallest = int(engine.get("profile", {}).get("min", 1))
+    size = min(max(params.integer("batch_size", 8, 1, 4096), smallest), largest)
     instance = loaded.new_instance()
     try:
         comparison = _Comparison(references, dataset)
@@ -68,6 +77,20 @@ def run(ctx: StageContext) -> dict[str, Any]:
 def _device(engine: dict[str, Any]) -> str:
     """The first device of the kind that an engine was built for."""
     return "cuda:0" if engine.get("device", {}).get("kind") == "gpu" else "cpu"
+
+
+def _built_for_elsewhere(engine: dict[str, Any]) -> bool:
+    """Whether the build stage could not run the engine either, having been told another device to build for."""
+    return str(engine.get("trial", "run")) != "run"
+
+
+def _not_verified(ctx: StageContext, engine: dict[str, Any], why: str) -> dict[str, Any]:
+    capability = engine.get("device", {}).get("compute_capability", "another device")
+    reason = f"it was built for compute capability {capability}, which cannot be run on this machine: {why}"
+    verification = {"samples": 0, "accuracy_measured": False, "outputs": {}, "not_verified": reason}
+    write_json(ctx.output / FILE, verification)
+    ctx.progress(1.0, "the engine cannot be run on this machine: it is not verified")
+    return {"verification": verification}
 
 
 def _open_reference(directory: Path) -> dict[str, NpyMember]:
@@ -233,11 +256,14 @@ def _refusal(precision: str, measured: str) -> str:
             "calibrate with another method or with more data of the kind that it will serve, exclude sensitive layers "
             "by name or operator type, or let automatic exclusion find them"
         )
+    elif precision == "FP8":
+        remedy = (
+            "calibrate with another method or with more data of the kind that it will serve, or exclude sensitive "
+            "layers by name or operator type"
+        )
     else:
         remedy = "build it in a higher precision"
     return f"the {precision} engine has {measured}; {remedy}, or lower the threshold"
 
 
-STAGE = Stage(
-    "verify", ("engine", "reference", "dataset"), run, ("onnxruntime", "tensorflow-cpu", "tensorflow", "numpy")
-)
+STAGE = Stage("verify", ("engine", "reference", "dataset"), run, _PACKAGES)

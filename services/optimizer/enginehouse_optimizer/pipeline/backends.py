@@ -81,7 +81,7 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
                     "version_compatible": "true: later versions of the same major TensorRT run the engine",
                     "hardware_compatible": "true: every GPU from Ampere on runs the engine",
                     "strip_weights": "true: leave the weights out of the plan",
-                    "compute_capability": "TensorRT for RTX: build for this one, such as 8.9, without a GPU",
+                    "compute_capability": "TensorRT for RTX: build for this one, such as 8.9; verified where it is",
                     "cuda_graphs": "shapes whose CUDA graphs an instance keeps; 0: none",
                     "spinning": "true: threads wait for the GPU in a loop; false: they sleep",
                 },

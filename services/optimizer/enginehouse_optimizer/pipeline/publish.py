@@ -21,6 +21,8 @@ from enginehouse_optimizer.storage.stage_results import StageResult
 
 # Of what a verification holds, what the API has fields for.
 MEASURES = ("top1", "top5", "reference_top1", "reference_top5", "sqnr_db", "cosine", "top1_agreement")
+# Why an engine was not verified: it was built for a device that is not here.
+NOT_VERIFIED = "not_verified"
 _NOT_PAYLOAD = ("result.json", "timing.cache")
 
 
@@ -100,7 +102,7 @@ def _message(name: str, manifest: EngineManifest, manifest_digest: str) -> pb.En
         outputs=[pb.TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in manifest.outputs],
         batched=manifest.batched,
         max_batch_size=manifest.max_batch_size,
-        verification=_verification(manifest.verification),
+        verification=None if NOT_VERIFIED in manifest.verification else _verification(manifest.verification),
         files=[pb.EngineFile(path=f.path, digest=f.digest, size_bytes=f.size) for f in manifest.files.entries],
         manifest_digest=manifest_digest,
         build_log_digest=manifest.build_log_digest,

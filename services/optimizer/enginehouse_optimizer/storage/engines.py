@@ -195,8 +195,11 @@ def _facts(engine: engines_pb2.Engine) -> engines_pb2.Engine:
 
 def _measured_better(known: engines_pb2.Engine, new: engines_pb2.Engine) -> bool:
     """Whether the known engine's verification, of the same bytes, says more than the new one's."""
-    same_bytes = list(known.files) == list(new.files)
-    return same_bytes and known.verification.HasField("top1") and not new.verification.HasField("top1")
+    if list(known.files) != list(new.files):
+        return False
+    if known.HasField("verification") and not new.HasField("verification"):
+        return True
+    return known.verification.HasField("top1") and not new.verification.HasField("top1")
 
 
 def _parts(name: str) -> ResourceName:

@@ -1,0 +1,84 @@
+"""TensorRT engines beside ONNX Runtime's, from one calibration. TensorRT for RTX builds them here, without a GPU: what
+cannot be run on this machine is published unverified, and says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import enginehouse
+from real_stack import stack_with
+
+from enginehouse import BatchProfile, Calibration, Client, Engine, Job, Synthetic, Target
+from enginehouse.client.values import Model
+from enginehouse.workers.environments import WorkerEnvironments
+
+PROFILE = BatchProfile(1, 4, 8)
+CALIBRATION = Calibration("max", synthetic=Synthetic(samples=8))
+ADA = {"compute_capability": "8.9"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    found = WorkerEnvironments.discover().installed.get("tensorrt-rtx")
+    if found is None:
+        pytest.skip("the worker environment tensorrt-rtx is not installed: make install-dev")
+    workers = json.dumps({"tensorrt": str(found.python)})
+    with stack_with(tmp_path_factory.mktemp("stack"), ENGINEHOUSE_WORKERS=workers) as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def model(client: Client, onnx_models: Path) -> Model:
+    return client.models.upload(onnx_models / "colours.onnx")
+
+
+def optimize(client: Client, model: Model, *targets: Target) -> tuple[Job, list[Engine]]:
+    job = client.optimize(model, list(targets), calibration=CALIBRATION)
+    return job, job.result(180)
+
+
+def states(job: Job) -> dict[str, str]:
+    return {stage.name: stage.state for stage in job.metadata().stages}
+
+
+def test_one_calibration_serves_every_backend_profile_and_device(client: Client, home: Path, model: Model) -> None:
+    first, (onnx,) = optimize(client, model, Target("onnxruntime", "int8", PROFILE))
+    assert states(first)["calibrate"] == "succeeded"
+    second, engines = optimize(
+        client,
+        model,
+        Target("tensorrt", "int8", PROFILE, ADA),
+        Target("tensorrt", "int8", BatchProfile(1, 1, 1), {"compute_capability": "12.0"}),
+        Target("tensorrt", "fp16", PROFILE, ADA),
+    )
+    found = states(second)
+    assert found["calibrate"] == found["import"] == found["reference"] == "reused", found
+    assert found["quantize tensorrt"] == found["build tensorrt int8"] == "succeeded"
+    assert {engine.calibration_digest for engine in engines[:2]} == {onnx.calibration_digest}
+    text = (home / "logs" / "optimizer.log").read_text()
+    started = [
+        entry["stage"] for line in text.splitlines() if (entry := json.loads(line)).get("event") == "stage starts"
+    ]
+    assert started.count("calibrate") == 1
+    assert [(e.device.kind, e.device.product, e.device.compute_capability) for e in engines] == [
+        ("gpu", "any", "8.9"),
+        ("gpu", "any", "12.0"),
+        ("gpu", "any", "8.9"),
+    ]
+
+
+def test_what_cannot_be_run_here_is_published_unverified(client: Client, home: Path, model: Model) -> None:
+    _, (engine,) = optimize(client, model, Target("tensorrt", "int8", PROFILE, ADA))
+    assert engine.verification is None
+    measured = client.engines.manifest(engine)["verification"]
+    assert measured["samples"] == 0 and "compute capability 8.9" in measured["not_verified"]
+    assert client.engines.not_verified(engine) == measured["not_verified"]
+    shown = enginehouse(home, "engines", "show", engine.id)
+    assert f"{engine.id} is not verified: it was built for compute capability 8.9" in shown.stderr
+    assert "no inspector.json" in enginehouse(home, "engines", "show", engine.id, "--layers").stderr
+    # It travels as any other.
+    bundle = client.engines.export_file(engine, home / "ada.engine")
+    assert client.engines.import_file(bundle, model_id="elsewhere").verification is None
