@@ -48,12 +48,12 @@ class Devices:
             InvalidArgumentError: there is no such backend.
             FailedPreconditionError: its environment is not installed here, or the engine needs a GPU and there is none.
         """
-        environment = self._environments.for_backend(backend)
         if kind == "gpu" and not self.has_gpu:
             raise FailedPreconditionError(
                 f"the engine was built for a GPU, and this process serves on {self._device!r}: start one with "
                 "ENGINEHOUSE_DEVICE=cuda:0, or build an engine for a CPU"
             )
+        environment = self._environments.for_backend(backend)
         device = CPU if kind == "cpu" else self._device
         key = (BACKEND_ENVIRONMENTS[backend], device)
         if key not in self._workers:
