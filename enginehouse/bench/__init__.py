@@ -1,6 +1,6 @@
 """Benchmarks: declarative suites, interleaved measurement, results as JSON lines.
 
-    from enginehouse.bench.suite import load_suite
+    from enginehouse.bench.suite_file import load_suite
     from enginehouse.bench.run import run_suite
 
 Importing this package loads none of its extras.

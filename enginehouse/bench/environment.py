@@ -107,6 +107,17 @@ def bench_software() -> dict[str, str]:
     return {"enginehouse": package_version(), "bench python": platform.python_version()}
 
 
+def worker_pids() -> frozenset[int]:
+    """Processes on this machine that are workers of Enginehouse, the inference service's among them."""
+    import psutil
+
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        if "enginehouse_worker" in (process.info["cmdline"] or ()):
+            found.add(process.pid)
+    return frozenset(found)
+
+
 def read_machine() -> Machine:
     """What this machine is. A fact that cannot be read is None."""
     import psutil

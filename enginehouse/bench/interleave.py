@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from enginehouse.bench.statistics import WINDOWS_OF_A_RESULT, Window, settled
+from enginehouse.bench.statistics import WINDOWS_OF_A_RESULT, Window, settled, warm
 from enginehouse.bench.suite import MeasureSpec
 from enginehouse.errors import EnginehouseError
 
@@ -32,6 +33,8 @@ async def interleave(
     measure: Callable[[T, int], Awaitable[Window]],
     spec: MeasureSpec,
     on_window: Callable[[T, int, Window], None],
+    *,
+    seed: str = "",
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Outcome[T]]:
     """Measure one window of each lane in turn until each has settled, or has had `max_windows` or `max_seconds`.
@@ -39,6 +42,8 @@ async def interleave(
     Args:
         measure: measures window `index` of a lane. Its `EnginehouseError` ends that lane only.
         on_window: told of every window.
+        seed: of the order within each turn, where the suite wants it random: no lane always follows the same other, so
+            that heat and clocks that one leaves behind do not fall on one neighbour.
         clock: seconds, for `max_seconds`, which counts a lane's own windows only.
 
     Returns:
@@ -47,8 +52,11 @@ async def interleave(
     outcomes = [Outcome(lane) for lane in lanes]
     spent = [0.0] * len(outcomes)
     running = list(range(len(outcomes)))
+    shuffle = random.Random(seed).shuffle if spec.order == "random" else lambda turn: None
     while running:
-        for number in list(running):
+        turn = list(running)
+        shuffle(turn)
+        for number in turn:
             outcome, begun = outcomes[number], clock()
             try:
                 window = await measure(outcome.lane, len(outcome.windows))
@@ -66,3 +74,22 @@ async def interleave(
             ):
                 running.remove(number)
     return outcomes
+
+
+async def warm_up(
+    window: Callable[[], Awaitable[Window]], spec: MeasureSpec, clock: Callable[[], float] = time.monotonic
+) -> float:
+    """Run windows until three in a row agree within the suite's agreement: after `warmup_seconds` at the earliest,
+    after `warmup_max_seconds` in any case; none when `warmup_seconds` is 0.
+
+    Returns:
+        how long it took, seconds.
+    """
+    if spec.warmup_seconds <= 0:
+        return 0.0
+    begun, windows = clock(), list[Window]()
+    while True:
+        windows.append(await window())
+        took = clock() - begun
+        if took >= spec.warmup_max_seconds or (took >= spec.warmup_seconds and warm(windows, spec.agreement)):
+            return took

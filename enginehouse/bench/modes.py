@@ -24,6 +24,7 @@ class Mode:
         build_options: the builder's options by name.
         load_options: the runtime's options by name.
         batches: batch sizes instead of the suite's; empty for the suite's.
+        environment: worker environment that runs it; None for its backend's own.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Mode:
     build_options: Mapping[str, str] = field(default_factory=dict)
     load_options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     batches: tuple[int, ...] = ()
+    environment: str | None = None
+
+    @property
+    def engine_precision(self) -> str:
+        """What to ask the builder for. TensorFlow's graph is the same with and without TF32: its runtime decides."""
+        return "fp32" if (self.backend, self.precision) == ("tensorflow", "tf32") else self.precision
 
     @property
     def needs_calibration(self) -> bool:
@@ -45,7 +52,8 @@ def mode_name(backend: str, device: str, precision: str) -> str:
 
 
 def known_modes() -> dict[str, Mode]:
-    """Every combination under its name, with no options."""
+    """Every combination under its name, with no options but TensorFlow's on a GPU, which runs where a TensorFlow with
+    CUDA is, with TF32 as the mode's name says."""
     modes = {}
     for backend in BACKENDS:
         for device in DEVICE_KINDS:
@@ -53,5 +61,9 @@ def known_modes() -> dict[str, Mode]:
                 continue
             for precision in PRECISIONS:
                 name = mode_name(backend, device, precision)
-                modes[name] = Mode(name, backend, device, precision)
+                if (backend, device) == ("tensorflow", "gpu"):
+                    tf32 = {"tf32": "true" if precision == "tf32" else "false"}
+                    modes[name] = Mode(name, backend, device, precision, load_options=tf32, environment="tf-trt")
+                else:
+                    modes[name] = Mode(name, backend, device, precision)
     return modes

@@ -11,10 +11,13 @@ from enginehouse.bench.rows import Lane
 from enginehouse.bench.suite import ModelSpec, Suite
 from enginehouse.errors import EnginehouseError, FailedPreconditionError
 
+# The device of a lane that all of the machine's GPUs work for at once.
+ALL_GPUS = "gpu:all"
+
 
 @dataclass(frozen=True)
 class Contender:
-    """A mode on a device ("cpu" or "gpu:N")."""
+    """A mode on a device ("cpu", "gpu:N" or "gpu:all")."""
 
     mode: Mode
     device: str
@@ -26,22 +29,35 @@ class Contender:
         return f"{self.mode.name} on {self.device}"
 
 
+def wanted_gpus(suite: Suite, gpus: Gpus) -> tuple[int, ...]:
+    """Indices of the GPUs that the suite is for; 0 where all are wanted and there is none."""
+    return suite.gpus or tuple(gpu.index for gpu in gpus.devices) or (0,)
+
+
 def contenders(suite: Suite, gpus: Gpus) -> tuple[Contender, ...]:
-    """Every mode on every device wanted for it. GPU modes name "gpu:0" where all GPUs are wanted and there is none."""
-    indices = suite.gpus or tuple(gpu.index for gpu in gpus.devices) or (0,)
+    """Every mode on every device wanted for it, and on several GPUs also on all at once."""
+    indices = wanted_gpus(suite, gpus)
     found = []
     for mode in suite.modes:
-        devices = ("cpu",) if mode.device == "cpu" else tuple(f"gpu:{index}" for index in indices)
+        devices = ["cpu"] if mode.device == "cpu" else [f"gpu:{index}" for index in indices]
+        if len(devices) > 1:
+            devices.append(ALL_GPUS)
         found += [Contender(mode, device) for device in devices]
     return tuple(found)
 
 
 def lanes(suite: Suite, model: ModelSpec, contender: Contender) -> tuple[Lane, ...]:
-    """The rows wanted of a contender on a model. A served lane names no single GPU: the service picks among its own."""
+    """The rows wanted of a contender on a model.
+
+    A served lane names no single GPU: the service picks among its own. A CPU has no scope "engine": its device's memory
+    is the host's.
+    """
     mode, found = contender.mode, []
     for scope in suite.scopes:
         served = scope == "served"
         if served and contender.device.startswith("gpu:") and contender.device != f"gpu:{(suite.gpus or (0,))[0]}":
+            continue
+        if scope == "engine" and mode.device == "cpu":
             continue
         for batch in suite.batches_of(mode):
             found += [
@@ -63,26 +79,26 @@ def lanes(suite: Suite, model: ModelSpec, contender: Contender) -> tuple[Lane, .
 
 
 def why_not(
-    contender: Contender, gpus: Gpus, environment: Callable[[str], str] | None, scopes: Sequence[str]
+    contender: Contender, gpus: Gpus, environment: Callable[[Mode], str] | None, scopes: Sequence[str]
 ) -> EnginehouseError | None:
     """Why this machine cannot run a contender, or None when it can.
 
     Args:
-        environment: names the worker environment of a backend or raises FailedPreconditionError; None where there
-        are no workers.
-        scopes: those wanted; only "host" needs a worker environment here.
+        environment: names the worker environment of a mode or raises FailedPreconditionError; None where there are no
+            workers.
+        scopes: those wanted; all but "served" need a worker environment here.
     """
     if contender.device != "cpu":
         if not gpus.devices:
             return FailedPreconditionError(gpus.missing or "no NVIDIA GPU")
-        index = int(contender.device.removeprefix("gpu:"))
-        if index not in {gpu.index for gpu in gpus.devices}:
-            return FailedPreconditionError(f"no GPU {index}: this machine has {len(gpus.devices)}")
-    if "host" in scopes:
+        known = {gpu.index for gpu in gpus.devices}
+        if contender.device != ALL_GPUS and int(contender.device.removeprefix("gpu:")) not in known:
+            return FailedPreconditionError(f"no GPU {contender.device[4:]}: this machine has {len(known)}")
+    if any(scope != "served" for scope in scopes):
         if environment is None:
             return FailedPreconditionError("no worker processes were given to measure the host scope with")
         try:
-            environment(contender.mode.backend)
+            environment(contender.mode)
         except EnginehouseError as error:
             return error
     return None
@@ -90,4 +106,4 @@ def why_not(
 
 def _cuda_graph(mode: Mode) -> bool | None:
     value = mode.load_options.get("cuda_graph", mode.load_options.get("cuda_graphs"))
-    return None if value is None or mode.device == "cpu" else str(value).lower() in ("1", "true", "yes", "on")
+    return None if value is None or mode.device == "cpu" else str(value).lower() not in ("0", "false", "no", "off")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +28,13 @@ def utc(seconds: float | None = None) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """A lane's engine and environment, for its row."""
+    """What a lane's row says beside its windows. `own` are the benchmark's processes on the lane's device."""
 
     engine: Engine
     environment: Environment
+    warmup_seconds: float | None = None
+    gpus: int | None = None
+    own: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -46,7 +50,7 @@ class Recording:
 
     @contextmanager
     def phase(self, name: str, kind: str, **facts: str | int) -> Iterator[None]:
-        """Mark a phase of the run: `kind` is "optimize", "load", "warm-up" or "measure"."""
+        """Mark a phase of the run: `kind` is "optimize", "calibrate", "build", "load", "warm-up" or "measure"."""
         started, interrupted = time.time(), True
         self.progress.phase(name)
         try:
@@ -70,6 +74,10 @@ class Recording:
             len(window.latencies_ns),
             "latency_ms_mean": sum(window.latencies_ns) / len(window.latencies_ns) / 1e6, **cpu,
         })  # fmt: skip
+
+    def stage(self, name: str, kind: str, started: float, ended: float, **facts: str | int) -> None:
+        """Note a stretch that others told of, such as a job's calibration; seconds since the epoch."""
+        self.store.add_phase({"name": name, "kind": kind, "start": utc(started), "end": utc(ended), **facts})
 
     def rows(self, outcomes: Sequence[Outcome[Lane]], measured: dict[Lane, Measured], round_id: str) -> None:
         """Write a round's rows, all at once, and its failures."""
@@ -107,16 +115,12 @@ class Recording:
             windows=summary.windows,
             calls=summary.calls,
             cpu_ms=summary.cpu_ms,
+            confidence=summary.confidence,
+            warmup_seconds=measured.warmup_seconds,
+            gpus=measured.gpus,
             accuracy=measured.engine.accuracy,
             engine_key=measured.engine.key,
             command=self.command,
         )
-        means = self.telemetry.means(outcome.lane.device, [(w.started, w.ended) for w in outcome.last_windows])
-        return replace(
-            row,
-            power_w=means.power_w,
-            gpu_utilization=means.gpu_utilization,
-            temperature_c=means.temperature_c,
-            clocks_mhz=means.clocks_mhz,
-            throttled=means.throttled,
-        )
+        spans = [(window.started, window.ended) for window in outcome.last_windows]
+        return replace(row, **dataclasses.asdict(self.telemetry.means(outcome.lane.device, spans, measured.own)))

@@ -18,7 +18,8 @@ class Lane:
     """What a row is about: one model in one mode on one device, at one batch size, seen from one scope.
 
     Attributes:
-        device: "cpu", "gpu", or "gpu:N" when one GPU of several is meant.
+        device: "cpu", "gpu" (which of several is the service's choice), "gpu:N", or "gpu:all" for all of the machine at
+            once, a process each.
         scope: "engine" (device buffers to device buffers), "host" (host memory to host memory) or "served" (over gRPC).
         concurrency: requests in flight.
         instances: execution contexts that served them; None when unknown.
@@ -64,7 +65,8 @@ class Row:
     Attributes:
         inferences_per_second: samples (for the CNNs: images) a second over the windows of the result.
         latency_ms: of calls, milliseconds.
-        interval: lowest and highest throughput of the windows, samples a second.
+        interval: of the throughput, samples a second: its confidence interval where `confidence` says which, else the
+            lowest and highest of the windows.
         stable: the windows agreed.
         environment: key in `environments.json`.
         time: when it was finished, UTC, ISO 8601.
@@ -72,8 +74,13 @@ class Row:
         windows: how many windows were measured in all.
         calls: how many calls the latencies come from.
         cpu_ms: CPU milliseconds of the inferring process for each inference.
-        power_w, gpu_utilization (percent), temperature_c, clocks_mhz: means over the windows of the result.
+        warmup_seconds: how long it took until throughput was stable, or was given up on.
+        gpus: how many GPUs worked at once, where the lane's device is "gpu:all".
+        power_w, gpu_utilization and memory_utilization (percent), temperature_c, clocks_mhz (of the SMs): means over
+            the windows of the result; of several GPUs the power is their sum and the temperature the highest.
         throttled: whether the device slowed itself down for heat or power in them.
+        throttle_reasons: every reason for lower clocks that the driver named in them.
+        other_processes: processes of others on the GPU in them.
     """
 
     lane: Lane
@@ -87,20 +94,38 @@ class Row:
     windows: int | None = None
     calls: int | None = None
     cpu_ms: float | None = None
+    confidence: float | None = None
+    warmup_seconds: float | None = None
+    gpus: int | None = None
     power_w: float | None = None
     gpu_utilization: float | None = None
+    memory_utilization: float | None = None
     temperature_c: float | None = None
     clocks_mhz: float | None = None
     throttled: bool | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    other_processes: int | None = None
     accuracy: Accuracy | None = None
     engine_key: str | None = None
     command: str | None = None
+
+    @property
+    def per_joule(self) -> float | None:
+        """Samples a joule (samples a second and watt), of the GPUs or of the CPU package; None without power."""
+        return self.inferences_per_second / self.power_w if self.power_w else None
+
+    @property
+    def joules(self) -> float | None:
+        """Joules a sample. None without power."""
+        return self.power_w / self.inferences_per_second if self.power_w else None
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON; what was not measured is absent."""
         values = present(dataclasses.asdict(self))
         lane = values.pop("lane")
         values["interval"] = list(self.interval)
+        if self.throttle_reasons is not None:
+            values["throttle_reasons"] = list(self.throttle_reasons)
         return {**lane, **values}
 
     @classmethod
@@ -114,6 +139,8 @@ class Row:
             low, high = value["interval"]
             accuracy = value.get("accuracy")
             optional = {name: value[name] for name in _OPTIONAL if name in value}
+            if "throttle_reasons" in optional:
+                optional["throttle_reasons"] = tuple(str(reason) for reason in optional["throttle_reasons"])
             return cls(
                 lane=lane_from_json(value),
                 inferences_per_second=float(value["inferences_per_second"]),
@@ -193,7 +220,8 @@ def to_line(value: Mapping[str, Any]) -> str:
 
 _LATENCY = tuple(field.name for field in dataclasses.fields(Latency))
 _OPTIONAL = (
-    "round", "windows", "calls", "cpu_ms", "power_w", "gpu_utilization", "temperature_c", "clocks_mhz", "throttled",
+    "round", "windows", "calls", "cpu_ms", "confidence", "warmup_seconds", "gpus", "power_w", "gpu_utilization",
+    "memory_utilization", "temperature_c", "clocks_mhz", "throttled", "throttle_reasons", "other_processes",
     "engine_key", "command",
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from enginehouse.bench import package_version
 from enginehouse.bench.environment import Machine, read_machine
 from enginehouse.bench.host import HostBench, Loadable
-from enginehouse.bench.plan import Contender, contenders, lanes, why_not
+from enginehouse.bench.plan import Contender, contenders, lanes, wanted_gpus, why_not
 from enginehouse.bench.recording import Recording, utc
 from enginehouse.bench.rows import Lane
 from enginehouse.bench.seams import Engine, Progress, RunSummary, Seams, SilentProgress
@@ -19,7 +20,13 @@ from enginehouse.bench.served import Servable, ServedBench
 from enginehouse.bench.store import TELEMETRY, TELEMETRY_CSV, ResultStore
 from enginehouse.bench.suite import ModelSpec, Suite
 from enginehouse.bench.telemetry import TelemetryRecorder, write_telemetry_csv
-from enginehouse.errors import EnginehouseError, FailedPreconditionError, UnavailableError
+from enginehouse.errors import (
+    EnginehouseError,
+    FailedPreconditionError,
+    ResourceExhaustedError,
+    UnavailableError,
+    error_for,
+)
 
 if TYPE_CHECKING:
     from enginehouse.client import AsyncClient
@@ -56,14 +63,23 @@ async def run_suite(
     Raises:
         FailedPreconditionError: the directory holds results already, or none to resume, or another suite's.
         InvalidArgumentError: the directory's files cannot be read.
-        UnavailableError: no optimizer answers; nothing is written then.
+        NotFoundError: a model of the suite is not there; nothing is written then.
+        UnavailableError: no optimizer answers, or for nothing but the served scope no inference service; nothing is
+            written then. Or the optimizer left: finished rows are kept.
+        ResourceExhaustedError: the disk is full; finished rows are kept.
     """
     from enginehouse.bench.sdk import connect
 
-    if not (await client.ready())["optimizer"]:
+    ready = await client.ready()
+    if not ready["optimizer"]:
         raise UnavailableError(
             f"no optimizer serves at {client.addresses.optimizer}, and a benchmark's engines come from it: "
             "`enginehouse up` starts one"
+        )
+    if not ready["inference"] and set(suite.scopes) == {"served"}:
+        raise UnavailableError(
+            f"no inference service serves at {client.addresses.inference}, and the suite measures nothing but the "
+            "served scope: `enginehouse up` starts one"
         )
     seams = connect(client, suite, progress or SilentProgress())
     return await execute(suite, directory, seams, resume=resume, command=command, engine_cache=engine_cache)
@@ -81,6 +97,7 @@ async def execute(
 ) -> RunSummary:
     """`run_suite` on any implementation of its seams; `machine` is read when it is None. Raises the same."""
     known: Machine = await asyncio.to_thread(read_machine) if machine is None else machine
+    await _check_models(suite, seams)
     started = {"started": utc(), "enginehouse": package_version(), **({"command": command} if command else {})}
     store = (ResultStore.resume if resume else ResultStore.create)(directory, suite, started)
     recorder = TelemetryRecorder(seams.telemetry, store.telemetry_path)
@@ -93,12 +110,28 @@ async def execute(
         status = "complete"
     finally:
         await recorder.stop()
-        write_telemetry_csv(directory / TELEMETRY, directory / TELEMETRY_CSV)
-        missing = {"telemetry_missing": recorder.missing} if recorder.missing else {}
-        store.update_run(status=status, ended=utc(), **missing)
+        # Where the disk is full this fails again; what ended the run is what to tell of.
+        with contextlib.suppress(ResourceExhaustedError):
+            write_telemetry_csv(directory / TELEMETRY, directory / TELEMETRY_CSV)
+            missing = {"telemetry_missing": recorder.missing} if recorder.missing else {}
+            store.update_run(status=status, ended=utc(), **missing)
         summary = RunSummary(directory, status, store.rows_count(), recording.new_rows, store.not_run_entries())
         seams.progress.finished(summary)
     return summary
+
+
+async def _check_models(suite: Suite, seams: Seams) -> None:
+    """Have every model of the suite registered, before hours go by.
+
+    Raises:
+        EnginehouseError: one is not there; names it as the suite does.
+    """
+    for index, model in enumerate(suite.models):
+        try:
+            await seams.engines.check(model)
+        except EnginehouseError as error:
+            message = f"suite {suite.name!r}, models[{index}] {model.name!r} ({model.source}): {error.message}"
+            raise error_for(error.code, message, details=error.details) from error
 
 
 class _Run:
@@ -153,7 +186,13 @@ class _Run:
             with self._recording.phase(name, "optimize", model=model.name, mode=contender.mode.name):
                 engine = await self._seams.engines.engine(model, contender.mode, self._suite)
         except EnginehouseError as error:
+            if isinstance(error, UnavailableError) and not await self._seams.engines.reachable():
+                raise UnavailableError(
+                    f"the optimizer left while {model.name} {contender.mode.name} was made: {error.message}. "
+                    "Finished rows are kept: go on with --resume when it is back"
+                ) from error
             return error
+        self._stages(model, contender, engine)
         self._recording.store.add_engine({
             "model": model.name, "mode": contender.mode.name, "device": contender.device, "name": engine.name,
             "key": engine.key, "backend": engine.backend, "backend_version": engine.backend_version,
@@ -162,10 +201,20 @@ class _Run:
         })  # fmt: skip
         return engine
 
+    def _stages(self, model: ModelSpec, contender: Contender, engine: Engine) -> None:
+        """Mark a job's calibration and build among the run's phases: what the device did then is part of the answer."""
+        for stage in self._seams.engines.stages(engine):
+            kind = next((kind for kind in ("calibrate", "build") if stage.name.startswith(kind)), None)
+            if kind is not None:
+                self._recording.stage(
+                    f"{kind} {model.name} {contender.mode.name}", kind, stage.started, stage.ended,
+                    model=model.name, mode=contender.mode.name,
+                )  # fmt: skip
+
     async def _host(
         self, model: ModelSpec, ready: dict[Contender, Engine], missing: dict[Contender, Sequence[Lane]]
     ) -> None:
-        wanted = _of_scope("host", missing)
+        wanted = _of_scopes(("engine", "host"), missing)
         if not wanted or self._seams.workers is None:
             return
         loadables = []
@@ -177,16 +226,18 @@ class _Run:
                     self._recording.not_run(left, error)
                 else:
                     loadables.append(Loadable(contender, ready[contender], path))
-        await HostBench(self._seams.workers, self._recording, self._machine).run(model.name, loadables, wanted)
+        gpus = wanted_gpus(self._suite, self._machine.gpus)
+        bench = HostBench(self._seams.workers, self._recording, self._machine, gpus)
+        await bench.run(model.name, loadables, wanted)
 
     async def _served(
         self, model: ModelSpec, ready: dict[Contender, Engine], missing: dict[Contender, Sequence[Lane]]
     ) -> None:
-        wanted = _of_scope("served", missing)
+        wanted = _of_scopes(("served",), missing)
         if not wanted:
             return
-        if self._seams.serving is None:
-            error = FailedPreconditionError("no inference service was given to measure the served scope with")
+        if self._seams.serving is None or not await self._seams.serving.reachable():
+            error: EnginehouseError = UnavailableError("no inference service answers: `enginehouse up` starts one")
             for left in wanted.values():
                 self._recording.not_run(left, error)
             return
@@ -206,6 +257,6 @@ def served_name(model: str, mode: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", f"bench-{model}-{mode}".lower())[:63]
 
 
-def _of_scope(scope: str, missing: dict[Contender, Sequence[Lane]]) -> dict[Contender, Sequence[Lane]]:
-    of_scope = {contender: [lane for lane in left if lane.scope == scope] for contender, left in missing.items()}
-    return {contender: left for contender, left in of_scope.items() if left}
+def _of_scopes(scopes: Sequence[str], missing: dict[Contender, Sequence[Lane]]) -> dict[Contender, Sequence[Lane]]:
+    of = {contender: [lane for lane in left if lane.scope in scopes] for contender, left in missing.items()}
+    return {contender: left for contender, left in of.items() if left}

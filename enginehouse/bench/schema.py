@@ -1,9 +1,9 @@
-"""Strict reading of a YAML document: every error names the file, the key and what was expected."""
+"""Strict reading of a YAML document: every error names the file, the line, the key and what was expected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -34,18 +34,25 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _uni
 
 @dataclass(frozen=True)
 class Node:
-    """A value of the document with the file and the key it stands at."""
+    """A value of the document with the file and the key it stands at. `lines` has the line of every key."""
 
     file: str
     key: str
     value: Any
+    lines: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def error(self, expected: str) -> InvalidArgumentError:
         shown = repr(self.value)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return self.refusal(f"expected {expected}, got {shown}")
+
+    def refusal(self, problem: str) -> InvalidArgumentError:
+        """An error of this place in the file."""
+        line = self.lines.get(self.key)
+        where = self.file if line is None else f"{self.file} line {line}"
         return InvalidArgumentError(
-            f"{self.file}: {self.key or 'the document'}: expected {expected}, got {shown}",
-            details={"file": self.file, "key": self.key, "expected": expected},
+            f"{where}: {self.key or 'the document'}: {problem}",
+            details={"file": self.file, "key": self.key, **({} if line is None else {"line": str(line)})},
         )
 
     def mapping(self, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Node]:
@@ -58,11 +65,7 @@ class Node:
                 raise self._child(key).error(f"one of the keys {', '.join(allowed)}")
         for key in required:
             if key not in self.value:
-                where = f"{self.key}.{key}" if self.key else key
-                raise InvalidArgumentError(
-                    f"{self.file}: {where}: is missing; required keys are {', '.join(required)}",
-                    details={"file": self.file, "key": where},
-                )
+                raise self.refusal(f"the key {key!r} is missing; required keys are {', '.join(required)}")
         return {str(key): self._child(key) for key in self.value}
 
     def options(self) -> dict[str, str | int | float | bool]:
@@ -80,7 +83,7 @@ class Node:
         """Its elements, when it is a list."""
         if not isinstance(self.value, list) or (not self.value and not allow_empty):
             raise self.error(f"a list of {what}" + ("" if allow_empty else ", at least one"))
-        return [Node(self.file, f"{self.key}[{index}]", value) for index, value in enumerate(self.value)]
+        return [Node(self.file, f"{self.key}[{index}]", value, self.lines) for index, value in enumerate(self.value)]
 
     def text(self, what: str = "a text") -> str:
         if not isinstance(self.value, str) or not self.value.strip():
@@ -105,7 +108,7 @@ class Node:
 
     def _child(self, key: object) -> Node:
         name = f"{self.key}.{key}" if self.key else str(key)
-        return Node(self.file, name, self.value[key])
+        return Node(self.file, name, self.value[key], self.lines)
 
 
 def parse(text: str, file: str) -> Node:
@@ -115,12 +118,27 @@ def parse(text: str, file: str) -> Node:
         InvalidArgumentError: it is not YAML, or a mapping gives a key twice.
     """
     try:
-        return Node(file, "", yaml.load(text, Loader=_UniqueKeys))
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
         raise InvalidArgumentError(f"{file}:{where} {problem}", details={"file": file}) from error
+    return Node(file, "", value, {} if tree is None else dict(_lines(tree, "")))
+
+
+def _lines(node: yaml.Node, key: str) -> Iterator[tuple[str, int]]:
+    """The line (from 1) of a node and of all below it, by the keys that errors use."""
+    yield key, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            child = f"{key}.{name.value}" if key else str(name.value)
+            yield from _lines(value, child)
+            yield child, name.start_mark.line + 1  # a key's own line, where its value begins below it
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _lines(value, f"{key}[{index}]")
 
 
 def unique(nodes: Sequence[Node], values: Sequence[object], what: str) -> None:

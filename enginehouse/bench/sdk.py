@@ -15,9 +15,9 @@ import numpy.typing as npt
 from enginehouse.bench.environment import bench_software
 from enginehouse.bench.modes import Mode
 from enginehouse.bench.rows import Accuracy
-from enginehouse.bench.seams import Engine, Measurement, Progress, Seams, Tensor, Worker
+from enginehouse.bench.seams import Engine, JobStage, Measurement, Progress, Seams, Tensor, Worker
 from enginehouse.bench.suite import CalibrationPlan, ModelSpec, Suite
-from enginehouse.client.values import BatchProfile, Calibration, Synthetic, Target, VerificationSpec
+from enginehouse.client.values import BatchProfile, Calibration, JobView, Synthetic, Target, VerificationSpec
 from enginehouse.client.values import Engine as PublishedEngine
 from enginehouse.workers.environments import WorkerEnvironment, WorkerEnvironments
 from enginehouse.workers.link import WorkerProcess
@@ -39,7 +39,7 @@ def connect(client: AsyncClient, suite: Suite, progress: Progress) -> Seams:
     """
     return Seams(
         engines=SdkEngines(client),
-        workers=ProcessWorkers(WorkerEnvironments.discover()) if "host" in suite.scopes else None,
+        workers=ProcessWorkers(WorkerEnvironments.discover()) if set(suite.scopes) - {"served"} else None,
         serving=SdkServing(client) if "served" in suite.scopes else None,
         telemetry=SdkTelemetry(client),
         progress=progress,
@@ -52,9 +52,19 @@ class SdkEngines:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._published: dict[str, PublishedEngine] = {}
+        self._stages: dict[str, tuple[JobStage, ...]] = {}
+
+    async def check(self, model: ModelSpec) -> None:
+        await self._model(model)
+
+    async def reachable(self) -> bool:
+        return (await self._client.ready())["optimizer"]
+
+    def stages(self, engine: Engine) -> Sequence[JobStage]:
+        return self._stages.get(engine.name, ())
 
     async def engine(self, model: ModelSpec, mode: Mode, suite: Suite) -> Engine:
-        target = Target(mode.backend, mode.precision, profile_for(suite, mode), mode.build_options)
+        target = Target(mode.backend, mode.engine_precision, profile_for(suite, mode), mode.build_options)
         job = await self._client.optimize(
             await self._model(model),
             targets=[target],
@@ -63,6 +73,7 @@ class SdkEngines:
         )
         (published,) = await job.result()
         self._published[published.name] = published
+        self._stages[published.name] = ran(await job.metadata())
         return to_engine(published)
 
     async def download(self, engine: Engine, directory: Path) -> Path:
@@ -77,6 +88,15 @@ class SdkEngines:
         if model.file is not None:
             return (await self._client.models.upload(model.file, model.name)).name
         return (await self._client.models.get(model.registered or model.name)).name
+
+
+def ran(job: JobView) -> tuple[JobStage, ...]:
+    """The stages that a job ran itself; those that it reused took no time of the device."""
+    return tuple(
+        JobStage(stage.name, stage.start_time.timestamp(), stage.end_time.timestamp())
+        for stage in job.stages
+        if stage.state == "succeeded" and stage.start_time is not None and stage.end_time is not None
+    )
 
 
 def profile_for(suite: Suite, mode: Mode) -> BatchProfile:
@@ -133,14 +153,16 @@ class ProcessWorkers:
     def __init__(self, environments: WorkerEnvironments) -> None:
         self._environments = environments
 
-    def environment(self, backend: str) -> str:
-        return self._environments.for_backend(backend).name
+    def environment(self, mode: Mode) -> str:
+        if mode.environment is not None:
+            return self._environments.environment(mode.environment).name
+        return self._environments.for_backend(mode.backend).name
 
-    async def start(self, backend: str, device: str) -> Worker:
-        environment = self._environments.for_backend(backend)
+    async def start(self, environment: str, device: str) -> Worker:
+        found = self._environments.environment(environment)
         log: list[str] = []  # kept from our standard error; an error that ends the worker quotes its end
-        process = await WorkerProcess.start(environment, device, log=log.append)
-        versions = {**bench_software(), **await _python(environment), **process.backends}
+        process = await WorkerProcess.start(found, device, log=log.append)
+        versions = {**bench_software(), **await _python(found), **process.backends}
         return ProcessWorker(process, versions)
 
 
@@ -150,11 +172,15 @@ class ProcessWorker:
     def __init__(self, process: WorkerProcess, software: Mapping[str, str]) -> None:
         self._process, self.software = process, software
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def load(self, key: str, directory: Path, *, warmup: Sequence[int], options: Mapping[str, Any]) -> None:
         await self._process.load(key, directory, instances=1, warmup=warmup, options=options)
 
-    async def measure(self, key: str, *, batch: int, seconds: float, seed: int) -> Measurement:
-        measured = await self._process.measure(key, batch=batch, seconds=seconds, seed=seed)
+    async def measure(self, key: str, *, batch: int, seconds: float, seed: int, scope: str) -> Measurement:
+        measured = await self._process.measure(key, batch=batch, seconds=seconds, seed=seed, scope=scope)
         return Measurement(measured.latencies_ns, measured.wall_ns, measured.cpu_ns, measured.inferences)
 
     async def unload(self, key: str) -> None:
@@ -194,6 +220,9 @@ class SdkServing:
 
     async def software(self) -> Mapping[str, str]:
         return bench_software()
+
+    async def reachable(self) -> bool:
+        return (await self._client.ready())["inference"]
 
 
 class SdkTelemetry:

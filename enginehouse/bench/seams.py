@@ -51,9 +51,31 @@ class Measurement:
     inferences: int
 
 
+@dataclass(frozen=True)
+class JobStage:
+    """A stretch of a job that made an engine, for the run's phases; seconds since the epoch."""
+
+    name: str
+    started: float
+    ended: float
+
+
 class EngineSource(Protocol):
     """Where engines come from. Its errors are `EnginehouseError`: the mode is then not run, with the error as
     reason."""
+
+    async def check(self, model: ModelSpec) -> None:
+        """Have the model registered.
+
+        Raises:
+            EnginehouseError: there is no such model, or it cannot be registered.
+        """
+
+    async def reachable(self) -> bool:
+        """Whether the optimizer answers."""
+
+    def stages(self, engine: Engine) -> Sequence[JobStage]:
+        """The stages that ran to make an engine; none when all were reused."""
 
     async def engine(self, model: ModelSpec, mode: Mode, suite: Suite) -> Engine:
         """Build (or find) the engine of a model in a mode for the suite's batch sizes."""
@@ -66,12 +88,20 @@ class Worker(Protocol):
     """A worker process with the engines it has loaded."""
 
     @property
+    def pid(self) -> int: ...
+
+    @property
     def software(self) -> Mapping[str, str]:
         """Versions by name: python and the backends of its environment."""
 
     async def load(self, key: str, directory: Path, *, warmup: Sequence[int], options: Mapping[str, Any]) -> None: ...
 
-    async def measure(self, key: str, *, batch: int, seconds: float, seed: int) -> Measurement: ...
+    async def measure(self, key: str, *, batch: int, seconds: float, seed: int, scope: str) -> Measurement:
+        """Run random inputs back to back; `scope` is "host" or "engine".
+
+        Raises:
+            FailedPreconditionError: the backend has no scope "engine".
+        """
 
     async def unload(self, key: str) -> None: ...
 
@@ -81,15 +111,15 @@ class Worker(Protocol):
 class Workers(Protocol):
     """Starts workers."""
 
-    def environment(self, backend: str) -> str:
-        """Name of the worker environment of a backend.
+    def environment(self, mode: Mode) -> str:
+        """Name of the worker environment that runs a mode.
 
         Raises:
             FailedPreconditionError: it is not installed.
         """
 
-    async def start(self, backend: str, device: str) -> Worker:
-        """A worker of that backend's environment on "cpu" or "gpu:N"."""
+    async def start(self, environment: str, device: str) -> Worker:
+        """A worker of that environment on "cpu" or "gpu:N"."""
 
 
 class Serving(Protocol):
@@ -105,6 +135,9 @@ class Serving(Protocol):
 
     async def software(self) -> Mapping[str, str]:
         """Name and version of the server."""
+
+    async def reachable(self) -> bool:
+        """Whether the inference service answers."""
 
 
 class TelemetrySource(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from enginehouse.bench.environment import Environment, Machine, speed_settings
+from enginehouse.bench.environment import Environment, Machine, speed_settings, worker_pids
 from enginehouse.bench.inputs import random_inputs
-from enginehouse.bench.interleave import interleave
+from enginehouse.bench.interleave import interleave, warm_up
 from enginehouse.bench.plan import Contender
 from enginehouse.bench.recording import Measured, Recording, utc
 from enginehouse.bench.rows import Lane
@@ -99,26 +100,31 @@ class ServedBench:
         round_id = f"{utc()}/{model}/served/{batch}/{concurrency}"
         facts: dict[str, str | int] = {"model": model, "batch": batch, "scope": "served", "concurrency": concurrency}
         calls: dict[Lane, Callable[[], Awaitable[None]]] = {}
+        warmed: dict[Lane, float] = {}
+
+        async def window(call: Callable[[], Awaitable[None]]) -> Window:
+            return await closed_loop(call, concurrency=concurrency, seconds=spec.window_seconds, batch=batch)
+
         name = f"{model} served batch {batch} concurrency {concurrency}"
         with self._recording.phase(f"warm up {name}", "warm-up", **facts):
             for lane, servable in lanes.items():
                 try:
                     call = self._call(servable, batch)
-                    await closed_loop(call, concurrency=concurrency, seconds=spec.warmup_seconds, batch=batch)
+                    warmed[lane] = await warm_up(functools.partial(window, call), spec)
                     calls[lane] = call
                 except EnginehouseError as error:
                     self._recording.not_run([lane], error)
         with self._recording.phase(f"measure {name}", "measure", **facts):
             outcomes = await interleave(
                 list(calls),
-                lambda lane, index: closed_loop(
-                    calls[lane], concurrency=concurrency, seconds=spec.window_seconds, batch=batch
-                ),
+                lambda lane, index: window(calls[lane]),
                 spec,
-                lambda lane, index, window: self._recording.window(lane, round_id, index, window),
+                lambda lane, index, found: self._recording.window(lane, round_id, index, found),
+                seed=f"{self._recording.suite.seed}/{round_id.partition('/')[2]}",
             )
         environment = Environment(self._machine, dict(software), "service", speed_settings())
-        measured = {lane: Measured(lanes[lane].engine, environment) for lane in calls}
+        own = await asyncio.to_thread(worker_pids)
+        measured = {lane: Measured(lanes[lane].engine, environment, warmed[lane], own=own) for lane in calls}
         self._recording.rows(outcomes, measured, round_id)
 
     def _call(self, servable: Servable, batch: int) -> Callable[[], Awaitable[None]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from enginehouse.bench.rows import Lane, NotRun, Row, present, to_line
 from enginehouse.bench.suite import Suite
-from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
+from enginehouse.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 
 ROWS = "rows.jsonl"
 NOT_RUN = "not_run.jsonl"
@@ -25,25 +27,58 @@ RUN = "run.json"
 
 def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     """Append JSON lines with one write to an append-only descriptor, so that readers and crashes see all or none of
-    a line."""
+    a line.
+
+    Raises:
+        ResourceExhaustedError: the disk is full; nothing was appended.
+    """
     data = "".join(to_line(value) for value in values).encode()
     if not data:
         return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _room(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(descriptor).st_size
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, size)  # a part of it may fit
+            raise
+        finally:
+            os.close(descriptor)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a whole file so that a reader sees the old or the new one."""
+    """Write a whole file so that a reader sees the old or the new one.
+
+    Raises:
+        ResourceExhaustedError: the disk is full; the old one is still there.
+    """
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
+    with _room(path):
+        try:
+            temporary.write_text(text, "utf-8")
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _room(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceExhaustedError(
+            f"no space left on the disk of {path.parent}: {path.name} could not be written. What was finished before "
+            "is kept: make room, and go on with --resume",
+            details={"path": str(path)},
+        ) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -6,32 +6,20 @@ import asyncio
 import csv
 import io
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from enginehouse.bench.device_means import DeviceMeans, Interval, device_means
 from enginehouse.bench.rows import present
 from enginehouse.bench.seams import TelemetrySource
 from enginehouse.bench.store import append_lines, read_lines, replace_text
 from enginehouse.errors import EnginehouseError
 
-_KEPT_IN_MEMORY = 20_000
-_THROTTLING = ("thermal", "power", "slowdown", "brake")
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class DeviceMeans:
-    """Means over some time; None is what the device did not report. Watts, percent, degrees Celsius, MHz."""
-
-    power_w: float | None = None
-    gpu_utilization: float | None = None
-    temperature_c: float | None = None
-    clocks_mhz: float | None = None
-    throttled: bool | None = None
+_KEPT_IN_MEMORY = 40_000
+# Rows need every sample, plots over hours do not: the file gets one in so many seconds.
+_STORED_SECONDS = 0.5
 
 
 class TelemetryRecorder:
@@ -58,11 +46,16 @@ class TelemetryRecorder:
 
     async def _record(self, source: TelemetrySource) -> None:
         pending: list[Mapping[str, Any]] = []
+        stored = 0.0
         try:
             async for sample in source.samples(self._period):
-                self._recent.append((timestamp(str(sample["time"])), sample))
+                at = timestamp(str(sample["time"]))
+                self._recent.append((at, sample))
+                if at - stored < _STORED_SECONDS:
+                    continue
+                stored = at
                 pending.append(present(dict(sample)))
-                if len(pending) >= max(1, round(1 / self._period)):
+                if len(pending) >= 4:
                     append_lines(self._path, pending)
                     pending.clear()
             self.missing = "the telemetry stream ended before the run did"
@@ -71,30 +64,12 @@ class TelemetryRecorder:
         finally:
             append_lines(self._path, pending)
 
-    def means(self, device: str, intervals: Iterable[Interval]) -> DeviceMeans:
-        """What the device ("cpu" or "gpu:N") did in the intervals (seconds since the epoch)."""
+    def means(self, device: str, intervals: Iterable[Interval], own: frozenset[int] = frozenset()) -> DeviceMeans:
+        """What the device ("cpu", "gpu:N" or "gpu:all") did in the intervals (seconds since the epoch). `own` are the
+        benchmark's processes on it."""
         spans = list(intervals)
-        samples = [sample for at, sample in self._recent if any(low <= at <= high for low, high in spans)]
-        if device == "cpu":
-            return DeviceMeans(power_w=_mean(host.get("cpu_power_watts") for host in _hosts(samples)))
-        if not device.startswith("gpu:"):
-            return DeviceMeans()
-        gpus = [gpu for sample in samples for gpu in sample.get("gpus", ()) if gpu.get("index", 0) == int(device[4:])]
-        return gpu_means(gpus)
-
-
-def gpu_means(gpus: Sequence[Mapping[str, Any]]) -> DeviceMeans:
-    """Means of GPU samples. `throttled` is None when no sample says why clocks were held back or that nothing did."""
-    masks = [gpu["throttle_reasons_mask"] for gpu in gpus if "throttle_reasons_mask" in gpu]
-    reasons = {str(reason).lower() for gpu in gpus for reason in gpu.get("throttle_reasons", ())}
-    throttled = any(word in reason for reason in reasons for word in _THROTTLING)
-    return DeviceMeans(
-        power_w=_mean(gpu.get("power_draw_watts") for gpu in gpus),
-        gpu_utilization=_mean(gpu.get("utilization_gpu_percent") for gpu in gpus),
-        temperature_c=_mean(gpu.get("temperature_gpu_celsius") for gpu in gpus),
-        clocks_mhz=_mean(gpu.get("clock_sm_mhz") for gpu in gpus),
-        throttled=throttled if masks or reasons else None,
-    )
+        stamped = [(at, sample) for at, sample in self._recent if any(low <= at <= high for low, high in spans)]
+        return device_means(device, stamped, spans, own)
 
 
 def timestamp(text: str) -> float:
@@ -155,12 +130,3 @@ def write_telemetry_csv(source: Path, target: Path) -> None:
     samples = read_lines(source)
     if samples:
         replace_text(target, telemetry_csv(samples))
-
-
-def _hosts(samples: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    return (sample.get("host", {}) for sample in samples)
-
-
-def _mean(values: Iterable[Any]) -> float | None:
-    numbers = [float(value) for value in values if value is not None]
-    return fmean(numbers) if numbers else None

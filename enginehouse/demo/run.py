@@ -22,7 +22,7 @@ from rich.text import Text
 from enginehouse import AsyncClient, Calibration, Client, Engine, Target, VerificationSpec
 from enginehouse.bench.run import run_suite
 from enginehouse.bench.seams import RunSummary
-from enginehouse.bench.suite import load_suite
+from enginehouse.bench.suite_file import load_suite
 from enginehouse.cli.measuring import Lines, measuring
 from enginehouse.cli.watch import follow
 from enginehouse.demo.digits import Digits, load_digits

@@ -30,7 +30,7 @@ def add_to(root: typer.Typer) -> None:
 @app.command("list")
 def list_(json: Json = False) -> None:
     """List the suites that come with Enginehouse."""
-    suite_module = _extra("enginehouse.bench.suite", "bench")
+    suite_module = _extra("enginehouse.bench.suite_file", "bench")
     suites = [suite_module.load_suite(name) for name in suite_module.packaged_suites()]
     if json:
         print_json([{"name": suite.name, "description": suite.description} for suite in suites])
@@ -49,7 +49,7 @@ def run(
 
     Exit status 1 when nothing could be measured.
     """
-    loaded = _extra("enginehouse.bench.suite", "bench").load_suite(suite)
+    loaded = _extra("enginehouse.bench.suite_file", "bench").load_suite(suite)
     run_suite = _extra("enginehouse.bench.run", "bench").run_suite
     command = shlex.join(["enginehouse", *sys.argv[1:]])
 

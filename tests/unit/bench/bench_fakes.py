@@ -10,7 +10,7 @@ from typing import Any
 from enginehouse.bench.environment import Gpu, Gpus, Machine
 from enginehouse.bench.modes import Mode, known_modes
 from enginehouse.bench.rows import Accuracy, Lane, NotRun, Row
-from enginehouse.bench.seams import Engine, Measurement, RunSummary, Tensor
+from enginehouse.bench.seams import Engine, JobStage, Measurement, RunSummary, Tensor
 from enginehouse.bench.statistics import Latency
 from enginehouse.bench.suite import ModelSpec, Suite
 from enginehouse.errors import EnginehouseError, FailedPreconditionError, UnavailableError
@@ -54,10 +54,21 @@ def row(
 
 
 class FakeEngines:
-    """Engines at once; `failing` modes raise."""
+    """Engines at once; `failing` modes and models raise."""
 
     def __init__(self, failing: Mapping[str, EnginehouseError] | None = None) -> None:
         self.failing, self.built = dict(failing or {}), list[str]()
+        self.gone, self.ran = False, list[JobStage]()
+
+    async def check(self, model: ModelSpec) -> None:
+        if model.name in self.failing:
+            raise self.failing[model.name]
+
+    async def reachable(self) -> bool:
+        return not self.gone
+
+    def stages(self, engine: Engine) -> Sequence[JobStage]:
+        return self.ran
 
     async def engine(self, model: ModelSpec, mode: Mode, suite: Suite) -> Engine:
         if mode.name in self.failing:
@@ -85,12 +96,13 @@ class FakeWorker:
 
     def __init__(self, owner: FakeWorkers) -> None:
         self._owner, self.loaded, self.closed, self.dead = owner, set[str](), False, False
+        self.pid = 100 + len(owner.started)
         self.software: Mapping[str, str] = {"python": "3", "onnxruntime": "1"}
 
     async def load(self, key: str, directory: Path, *, warmup: Sequence[int], options: Mapping[str, Any]) -> None:
         self.loaded.add(key)
 
-    async def measure(self, key: str, *, batch: int, seconds: float, seed: int) -> Measurement:
+    async def measure(self, key: str, *, batch: int, seconds: float, seed: int, scope: str) -> Measurement:
         assert key in self.loaded and not self.closed
         await asyncio.sleep(0)
         if self.dead:
@@ -103,6 +115,8 @@ class FakeWorker:
         if error is not None:
             self.dead = isinstance(error, UnavailableError)
             raise error
+        if scope == "engine" and not key.startswith("tensorrt"):
+            raise FailedPreconditionError("this runtime copies with every batch")
         rates = self._owner.rates.get(key, [100.0])
         rate = rates.pop(0) if len(rates) > 1 else rates[0]
         calls = 5
@@ -123,12 +137,13 @@ class FakeWorkers:
         self.failures: dict[tuple[str, int], EnginehouseError] = {}
         self.cancel_at, self.cancel = 0, lambda: None
 
-    def environment(self, backend: str) -> str:
-        if backend in self.missing:
-            raise FailedPreconditionError(f"the {backend} worker environment is not installed")
-        return backend
+    def environment(self, mode: Mode) -> str:
+        name = mode.environment or mode.backend
+        if name in self.missing:
+            raise FailedPreconditionError(f"the {name} worker environment is not installed")
+        return name
 
-    async def start(self, backend: str, device: str) -> FakeWorker:
+    async def start(self, environment: str, device: str) -> FakeWorker:
         self.started.append(FakeWorker(self))
         return self.started[-1]
 
@@ -137,6 +152,7 @@ class FakeServing:
     def __init__(self) -> None:
         self.published: set[str] = set()
         self.most = self._now = self.calls = 0
+        self.gone = False
 
     async def publish(self, name: str, engine: Engine, *, instances: int, options: Mapping[str, Any]) -> None:
         self.published.add(name)
@@ -155,18 +171,24 @@ class FakeServing:
     async def software(self) -> Mapping[str, str]:
         return {"server": "1"}
 
+    async def reachable(self) -> bool:
+        return not self.gone
+
 
 class FakeTelemetry:
     """Samples of a host, and of a GPU when asked for."""
 
     def __init__(self, gpu: bool = False) -> None:
-        self.gpu = gpu
+        self.gpu, self.processes = gpu, list[int]()
 
     async def samples(self, period_seconds: float) -> AsyncIterator[Mapping[str, Any]]:
         from enginehouse.bench.recording import utc
 
         while True:
-            gpus = [{"index": 0, "power_draw_watts": 50.0, "throttle_reasons_mask": 0}] if self.gpu else []
+            gpu: dict[str, Any] = {"index": 0, "power_draw_watts": 50.0, "throttle_reasons_mask": 0}
+            if self.processes:
+                gpu["processes"] = [{"pid": pid, "kind": "compute"} for pid in self.processes]
+            gpus = [gpu] if self.gpu else []
             yield {"time": utc(), "node": "n", "host": {"cpu_utilization_percent": 90.0}, "gpus": gpus}
             await asyncio.sleep(0.002)
 

@@ -11,7 +11,8 @@ from enginehouse.bench.rows import Row
 from enginehouse.bench.run import execute, served_name
 from enginehouse.bench.seams import Seams
 from enginehouse.bench.store import read_lines
-from enginehouse.bench.suite import Suite, parse_suite
+from enginehouse.bench.suite import Suite
+from enginehouse.bench.suite_file import parse_suite
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
 
 SUITE = """
@@ -19,7 +20,7 @@ name: t
 models: [resnet_v1_50]
 modes: [tensorflow-cpu-fp32, onnxruntime-cpu-fp32, onnxruntime-cpu-int8, tf-trt-int8]
 batches: [1, 2]
-measure: {warmup_seconds: 0, window_seconds: 0.01, max_windows: 6, max_seconds: 5}
+measure: {warmup_seconds: 0, window_seconds: 0.01, max_windows: 12, max_seconds: 5, order: fixed}
 """
 
 
@@ -37,9 +38,10 @@ async def test_modes_are_measured_in_turn_and_missing_ones_stay_with_their_reaso
     summary = await execute(suite(), tmp_path / "r", seams, command="bench", machine=machine())
     found = rows(tmp_path / "r")
     assert (summary.status, summary.rows, told.planned, len(told.rows)) == ("complete", 6, 8, 6)
-    assert [key.split("@")[0] for key, _ in workers.order[:6]] == [
+    assert [key.split("@")[0] for key, _ in workers.order[:30]] == [
         "tensorflow-cpu-fp32", "onnxruntime-cpu-fp32", "onnxruntime-cpu-int8",
-    ] * 2  # fmt: skip
+    ] * 10  # fmt: skip
+    assert {(row.windows, row.confidence) for row in found} == {(10, 0.95)}
     assert len({row.round for row in found}) == 2 and all(row.stable for row in found)
     assert [row.lane.batch for row in found] == [1, 1, 1, 2, 2, 2]
     assert len(workers.started) == 2 and all(worker.closed for worker in workers.started)
@@ -58,12 +60,12 @@ async def test_modes_are_measured_in_turn_and_missing_ones_stay_with_their_reaso
 async def test_a_row_that_does_not_settle_is_not_stable(tmp_path: Path) -> None:
     workers = FakeWorkers()
     workers.rates["onnxruntime-cpu-fp32@cpu"] = [100.0, 200.0] * 50
-    workers.rates["onnxruntime-cpu-int8@cpu"] = [10.0, 100.0, 100.0, 100.0]
+    workers.rates["onnxruntime-cpu-int8@cpu"] = [10.0, *[100.0] * 11]
     text = SUITE.replace("tensorflow-cpu-fp32, ", "").replace("[1, 2]", "[1]")
     await execute(suite(text), tmp_path / "r", Seams(FakeEngines(), workers), machine=machine())
     unstable, settled = rows(tmp_path / "r")
-    assert (unstable.stable, unstable.windows) == (False, 6) and unstable.interval == pytest.approx((100, 200))
-    assert (settled.stable, settled.windows) == (True, 4) and settled.inferences_per_second == pytest.approx(100)
+    assert (unstable.stable, unstable.windows) == (False, 12) and unstable.interval[1] > 1.2 * unstable.interval[0]
+    assert (settled.stable, settled.windows) == (True, 11) and settled.inferences_per_second == pytest.approx(100)
 
 
 async def test_an_interruption_keeps_rows_and_a_resume_measures_the_others(tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ async def test_an_interruption_keeps_rows_and_a_resume_measures_the_others(tmp_p
     task = asyncio.ensure_future(
         execute(suite(), tmp_path / "r", Seams(FakeEngines(), workers, progress=told), machine=machine())
     )
-    workers.cancel_at, workers.cancel = 11, lambda: task.cancel()  # in the second batch size
+    workers.cancel_at, workers.cancel = 33, lambda: task.cancel()  # in the second batch size
     with pytest.raises(asyncio.CancelledError):
         await task
     kept = rows(tmp_path / "r")
@@ -150,13 +152,13 @@ async def test_gpu_rows_carry_what_the_gpu_reported(tmp_path: Path) -> None:
 
     start = workers.start
 
-    async def slow_start(backend: str, device: str):  # type: ignore[no-untyped-def]
-        worker = await start(backend, device)
+    async def slow_start(environment: str, device: str):  # type: ignore[no-untyped-def]
+        worker = await start(environment, device)
         measure = worker.measure
 
-        async def slow(key: str, *, batch: int, seconds: float, seed: int):  # type: ignore[no-untyped-def]
+        async def slow(key: str, *, batch: int, seconds: float, seed: int, scope: str):  # type: ignore[no-untyped-def]
             await pause(key, batch)
-            return await measure(key, batch=batch, seconds=seconds, seed=seed)
+            return await measure(key, batch=batch, seconds=seconds, seed=seed, scope=scope)
 
         worker.measure = slow
         return worker

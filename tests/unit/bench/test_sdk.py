@@ -14,9 +14,10 @@ from enginehouse.bench.modes import known_modes
 from enginehouse.bench.run import execute
 from enginehouse.bench.sdk import SdkEngines, SdkTelemetry
 from enginehouse.bench.seams import Seams, Tensor
-from enginehouse.bench.suite import ModelSpec, parse_suite
-from enginehouse.bench.telemetry import gpu_means, telemetry_csv, timestamp
-from enginehouse.client.values import Device, Engine, Sample, Verification
+from enginehouse.bench.suite import ModelSpec
+from enginehouse.bench.suite_file import parse_suite
+from enginehouse.bench.telemetry import telemetry_csv, timestamp
+from enginehouse.client.values import Device, Engine, JobView, Sample, StageView, Verification
 from enginehouse.client.values.telemetry import GpuSample, HostSample
 from enginehouse.errors import FailedPreconditionError
 
@@ -37,6 +38,11 @@ class FakeClient:
     async def optimize(self, model: str, targets: Any, **rest: Any) -> Any:
         self.asked = {"model": model, "targets": targets, **rest}
         return self
+
+    async def metadata(self) -> JobView:
+        start, end = (datetime(2026, 1, 2, 3, minute, tzinfo=timezone.utc) for minute in (4, 5))
+        ran = StageView("calibrate", "succeeded", start_time=start, end_time=end)
+        return JobView("projects/default/operations/o", "succeeded", stages=(ran, StageView("build", "reused")))
 
     async def result(self) -> list[Engine]:
         verification = Verification("synthetic", 4, sqnr_db=30.0)
@@ -60,6 +66,8 @@ async def test_engines_are_asked_for_and_described(tmp_path: Path) -> None:
     (target,) = client.asked["targets"]
     assert (target.backend, target.precision, target.profile.max) == ("onnxruntime", "int8", 8)
     assert client.asked["calibration"].synthetic.samples == 32
+    (stage,) = source.stages(engine)
+    assert stage.name == "calibrate" and stage.ended - stage.started == 60
     assert engine.accuracy is not None and engine.accuracy.sqnr_db == 30.0 and engine.accuracy.top1 is None
     assert await source.download(engine, tmp_path) == tmp_path / "e-1"
     await source.engine(ModelSpec("m", zoo="m"), known_modes()["onnxruntime-cpu-fp32"], suite)
@@ -81,13 +89,6 @@ async def test_samples_keep_zero_and_leave_out_what_is_absent() -> None:
 )
 def test_timestamps(text: str, fraction: float) -> None:
     assert timestamp(text) % 60 == pytest.approx(fraction, abs=1e-5)
-
-
-def test_throttling_is_said_only_when_it_is_known() -> None:
-    assert gpu_means([{"power_draw_watts": 1.0}]).throttled is None
-    assert gpu_means([{"throttle_reasons_mask": 0}]).throttled is False
-    assert gpu_means([{"throttle_reasons_mask": 32, "throttle_reasons": ["sw_thermal_slowdown"]}]).throttled is True
-    assert gpu_means([{"throttle_reasons_mask": 1, "throttle_reasons": ["gpu_idle"]}]).throttled is False
 
 
 async def test_broken_telemetry_never_fails_a_run(tmp_path: Path) -> None:

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse.bench.statistics import Window, agree, latency_of, percentile, settled, summarize
+from enginehouse.bench.statistics import (
+    Window,
+    agree,
+    confidence_interval,
+    latency_of,
+    percentile,
+    settled,
+    student_t,
+    summarize,
+    warm,
+)
 
 
 def window(rate: float, calls: int = 10, cpu: int | None = None) -> Window:
@@ -44,24 +54,46 @@ def test_agreement_needs_three_windows_close_to_each_other() -> None:
     assert not agree([100, 100], 0.05)
     assert agree([100, 102, 104], 0.05)
     assert not agree([100, 104, 106], 0.05)
-    assert settled([window(10), window(100), window(101), window(102)], 0.05)
-    assert not settled([window(100), window(101), window(102), window(10)], 0.05)
+    assert warm([window(10), window(100), window(101), window(102)], 0.05)
+    assert not warm([window(100), window(101), window(102), window(10)], 0.05)
 
 
-def test_summary_is_of_the_last_three_windows() -> None:
-    summary = summarize([window(1), window(100, cpu=10**6), window(101, cpu=10**6), window(102, cpu=10**6)], 0.05)
-    assert summary.stable and summary.windows == 4 and summary.calls == 30
-    assert summary.interval == pytest.approx((100, 102), rel=1e-6)
-    assert 100 < summary.inferences_per_second < 102
+def test_ten_windows_settle_when_they_say_one_throughput() -> None:
+    flat = [window(rate) for rate in (100, 101, 99, 100, 101, 99, 100, 101, 99, 100)]
+    assert settled(flat, 0.05) and settled([window(10), *flat], 0.05)
+    assert not settled(flat[:9], 0.05), "an interval needs ten"
+    assert not settled([window(100 + 2 * step) for step in range(10)], 0.05), "it still rises"
+    assert not settled([window(rate) for rate in (50, 150) * 5], 0.05), "too wide"
+
+
+def test_summary_is_of_the_last_ten_windows() -> None:
+    ten = [window(rate, cpu=10**6) for rate in (100, 101, 102, 100, 101, 102, 100, 101, 102, 101)]
+    summary = summarize([window(1), *ten], 0.05)
+    assert summary.stable and summary.windows == 11 and summary.calls == 100 and summary.confidence == 0.95
+    low, high = summary.interval
+    assert 100 < low < summary.inferences_per_second < high < 102
     assert summary.cpu_ms == pytest.approx(0.1)
     assert summary.latency.max == pytest.approx(10, rel=1e-3)
 
 
 def test_summary_of_few_windows_is_not_stable_and_says_no_cpu_time_it_has_not() -> None:
-    summary = summarize([window(100, cpu=5), window(100)], 0.05)
+    summary = summarize([window(100, cpu=5), window(110)], 0.05)
     assert not summary.stable and summary.cpu_ms is None
+    assert summary.interval == pytest.approx((100, 110), rel=1e-6) and summary.confidence is None, "a range of two"
     with pytest.raises(ValueError, match="no windows"):
         summarize([], 0.05)
+
+
+@pytest.mark.parametrize(("freedom", "value"), [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (29, 2.045)])
+def test_students_t_is_that_of_the_tables(freedom: int, value: float) -> None:
+    assert student_t(0.95, freedom) == pytest.approx(value, rel=5e-3)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    covered = [low <= 100 <= high for low, high in
+               (confidence_interval(list(random.normal(100, 5, 10))) for _ in range(4000))]  # fmt: skip
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
 
 
 def test_a_window_without_calls_is_refused() -> None:

@@ -10,7 +10,7 @@ from enginehouse.bench.environment import Environment
 from enginehouse.bench.recording import utc
 from enginehouse.bench.rows import Accuracy, NotRun, Row
 from enginehouse.bench.store import ResultStore, append_lines
-from enginehouse.bench.suite import load_suite
+from enginehouse.bench.suite_file import load_suite
 
 START = 1_780_000_000.0
 REASON = "no NVIDIA GPU: NVML library not found"
