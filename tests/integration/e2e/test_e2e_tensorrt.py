@@ -19,14 +19,38 @@ PROFILE = BatchProfile(1, 4, 8)
 CALIBRATION = Calibration("max", synthetic=Synthetic(samples=8))
 ADA = {"compute_capability": "8.9"}
 
+# What the worker asks of a GPU before it loads an engine. Only those that serve find it: there is none here.
+STAND_IN = """
+from types import SimpleNamespace
+
+def cudaSetDevice(index):
+    return (0,)
+
+def cudaGetDeviceProperties(index):
+    return (0, SimpleNamespace(name=b"NVIDIA Stand-in", major=7, minor=5, totalGlobalMem=1 << 30))
+
+def cudaDriverGetVersion():
+    return (0, 13000)
+"""
+WORKER = """#!/bin/sh
+case "$*" in *"enginehouse_worker serve"*) PYTHONPATH="{folder}:$PYTHONPATH"; export PYTHONPATH;; esac
+exec "{python}" "$@"
+"""
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     found = WorkerEnvironments.discover().installed.get("tensorrt-rtx")
     if found is None:
         pytest.skip("the worker environment tensorrt-rtx is not installed: make install-dev")
-    workers = json.dumps({"tensorrt": str(found.python)})
-    with stack_with(tmp_path_factory.mktemp("stack"), ENGINEHOUSE_WORKERS=workers) as path:
+    folder = tmp_path_factory.mktemp("worker")
+    (folder / "cuda" / "bindings").mkdir(parents=True)
+    (folder / "cuda" / "bindings" / "runtime.py").write_text(STAND_IN)
+    python = folder / "python"
+    python.write_text(WORKER.format(folder=folder, python=found.python))
+    python.chmod(0o755)
+    variables = {"ENGINEHOUSE_WORKERS": json.dumps({"tensorrt": str(python)}), "ENGINEHOUSE_DEVICE": "cuda:0"}
+    with stack_with(tmp_path_factory.mktemp("stack"), **variables) as path:
         yield path
 
 
@@ -58,10 +82,8 @@ def test_one_calibration_serves_every_backend_profile_and_device(client: Client,
     assert found["calibrate"] == found["import"] == found["reference"] == "reused", found
     assert found["quantize tensorrt"] == found["build tensorrt int8"] == "succeeded"
     assert {engine.calibration_digest for engine in engines[:2]} == {onnx.calibration_digest}
-    text = (home / "logs" / "optimizer.log").read_text()
-    started = [
-        entry["stage"] for line in text.splitlines() if (entry := json.loads(line)).get("event") == "stage starts"
-    ]
+    log = [json.loads(line) for line in (home / "logs" / "optimizer.log").read_text().splitlines()]
+    started = [entry["stage"] for entry in log if entry.get("event") == "stage starts"]
     assert started.count("calibrate") == 1
     assert [(e.device.kind, e.device.product, e.device.compute_capability) for e in engines] == [
         ("gpu", "any", "8.9"),
@@ -82,3 +104,18 @@ def test_what_cannot_be_run_here_is_published_unverified(client: Client, home: P
     # It travels as any other.
     bundle = client.engines.export_file(engine, home / "ada.engine")
     assert client.engines.import_file(bundle, model_id="elsewhere").verification is None
+
+
+def test_an_engine_of_another_gpu_is_refused_with_both_named(client: Client, home: Path, model: Model) -> None:
+    _, (engine,) = optimize(client, model, Target("tensorrt", "int8", PROFILE, ADA))
+    refused = enginehouse(home, "load", "ada", engine.id, status=1).stderr
+    for said in (
+        "version 1 of ada did not load",
+        "compute capability 8.9",
+        "this GPU is NVIDIA Stand-in (7.5)",
+        "enginehouse optimize MODEL --target tensorrt:int8 on a machine with that GPU",
+    ):
+        assert said in " ".join(refused.split()), refused
+    served = enginehouse(home, "serving").stdout
+    assert "this GPU is NVIDIA Stand-in (7.5)" in served and "on a machine with that GPU" in served
+    enginehouse(home, "unload", "ada", "--no-wait")

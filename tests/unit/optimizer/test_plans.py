@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from enginehouse_optimizer.pipeline.planner import environments_of, make_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
+ROOT = Path(__file__).parents[3]
 VERSIONS = {"onnxruntime": "o1", "tensorflow": "t1", "tensorrt": "r1", "tf-trt": "f1"}
 SYNTHETIC = Data(synthetic=Synthetic())
 DATASET = Data("projects/p/datasets/d", "sha256:" + "d" * 64)
@@ -195,6 +197,16 @@ def test_int8_and_fp8_share_a_calibration() -> None:
         ("calibrate", True),  # what layers cost is measured in INT8
     ]
     assert plan.engines[1].id.startswith("m-tensorrt-fp8-")
+
+
+def test_the_options_of_tensorrt_are_the_workers() -> None:
+    source = ROOT / "worker" / "enginehouse_worker" / "backends" / "tensorrt" / "options.py"
+    assigned = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Tuple)
+    }
+    assert set(BACKENDS["tensorrt"].options) == {*assigned["BUILD_OPTIONS"], *assigned["LOAD_OPTIONS"]}
 
 
 def test_the_table_of_backends() -> None:

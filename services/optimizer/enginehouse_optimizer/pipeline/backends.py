@@ -84,6 +84,8 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
                     "compute_capability": "TensorRT for RTX: build for this one, such as 8.9; verified where it is",
                     "cuda_graphs": "shapes whose CUDA graphs an instance keeps; 0: none",
                     "spinning": "true: threads wait for the GPU in a loop; false: they sleep",
+                    "ring": "batches that an instance has begun at once",
+                    "padding": "auto: rows run in a larger captured batch where that was faster; off: never",
                 },
                 device="gpu",
                 timing_cache=True,
