@@ -45,6 +45,7 @@ class Builds:
     def __init__(self, work: Path, limit_seconds: float) -> None:
         self._work = work
         self._limit = limit_seconds
+        self.log = work / "builds.log"  # TensorRT's messages
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
 
@@ -120,7 +121,10 @@ class Builds:
         if self._process is None:
             self._answers = queue.Queue()
             command = [sys.executable, "-u", __file__]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            with self.log.open("a") as log:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                )
             threading.Thread(target=self._read, args=(self._process, self._answers), daemon=True).start()
         assert self._process.stdin is not None
         try:
@@ -135,7 +139,8 @@ class Builds:
         if not line:
             code = self._process.wait() if self._process is not None else None
             self.close()
-            return {"error": f"the process that builds ended ({code}); its messages are above"}
+            last = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+            return {"error": f"the process that builds ended ({code}): {last}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -145,8 +150,6 @@ class Builds:
         for line in process.stdout:
             if line.startswith(_ANSWER):
                 answers.put(line[len(_ANSWER) :])
-            else:
-                print(line, end="", file=sys.stderr, flush=True)
         answers.put("")
 
 

@@ -18,10 +18,14 @@ STABLE = 0.05
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a line, on disk when this returns."""
+    """Add a line, on disk when this returns. One that a cut left unfinished before it stays by itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
