@@ -31,7 +31,7 @@ def _check(name: str, status: int) -> None:
 
 @contextmanager
 def taken(size: int) -> Iterator[None]:
-    """Hold about `size` bytes of device 0 for the length of a block, in parts of 256 MiB: as many as there is room for."""
+    """Hold about `size` bytes of device 0 for the length of a block, in as many parts of 256 MiB as fit."""
     cuda = _driver()
     part, pointers = 256 << 20, []
     try:

@@ -69,15 +69,14 @@ def running_services(machine: Machine, home: Path) -> Iterator[Services]:
         "ENGINEHOUSE_WORKERS": json.dumps(workers),
         "ENGINEHOUSE_WORKER_PATH": str(ROOT / "worker"),
         "ENGINEHOUSE_DEVICE": machine.device,
-        "PYTHONPATH": os.pathsep.join([*paths, *(path for path in sys.path if path)]),
+        "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH", "")])]),
     }
     free = {"optimizer": 0, "inference": 0, "telemetry": 0}
     state = up(StackOptions(home, free, metrics_port=None, timeout=SECONDS, variables=environment))
+    (inference,) = (service.pid for service in state.services if service.name == "inference")
     try:
         with Client.from_environment({"ENGINEHOUSE_HOME": str(home)}, timeout=120.0) as client:
-            yield Services(
-                home, client, trigger, environment, next(s.pid for s in state.services if s.name == "inference")
-            )
+            yield Services(home, client, trigger, environment, inference)
     finally:
         down(home, timeout=20)
 

@@ -104,13 +104,13 @@ async def _backends(machine: Machine) -> dict[str, str]:
         return dict(worker.backends)
 
 
-async def test_an_engine_says_where_it_was_built(gpu: Machine, engine: Path) -> None:
+def test_an_engine_says_where_it_was_built(gpu: Machine, engine: Path) -> None:
     manifest = json.loads((engine / "engine.json").read_text())
     device = manifest["device"]
     query = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     said = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
     assert [device["product"], device["driver_version"], device["compute_capability"]] == said
-    assert manifest["backend_version"] == (await _backends(gpu))["tensorrt"] and manifest["trial"] == "run"
+    assert manifest["backend_version"] == asyncio.run(_backends(gpu))["tensorrt"] and manifest["trial"] == "run"
 
 
 @pytest.mark.parametrize(
@@ -283,9 +283,7 @@ def _taken(size: int) -> Any:
     return taken(size)
 
 
-async def test_device_arrays_in_the_workers_own_process(
-    gpu: Machine, engine: Path, small: Small, tmp_path: Path
-) -> None:
+def test_device_arrays_in_the_workers_process(gpu: Machine, engine: Path, small: Small, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", images=small.images, expected=small.expected)
     script = Path(__file__).with_name("in_process.py")
     settings = {**variables(), "PYTHONPATH": str(ROOT / "worker")}
