@@ -14,6 +14,7 @@ from enginehouse_worker.backends.base import BatchProfile
 from enginehouse_worker.backends.registry import get
 from enginehouse_worker.backends.tensorrt.builder import set_options
 from enginehouse_worker.backends.tensorrt.library import open_library
+from enginehouse_worker.backends.tensorrt.opsets import raise_opset
 from enginehouse_worker.backends.tensorrt.options import build_options
 from enginehouse_worker.conversion.preprocessing import fold_preprocessing
 from enginehouse_worker.data.preprocessing import Preprocessing
@@ -22,10 +23,10 @@ from enginehouse_worker.files import write_json
 from enginehouse_worker.graphs.editing import editable
 from enginehouse_worker.graphs.index import index_graph, load_model
 from enginehouse_worker.graphs.signature import model_signature
-from enginehouse_worker.quantization.insert import insert
+from enginehouse_worker.quantization.insert import FP8_OPSET, insert
 from enginehouse_worker.quantization.placement import place
-from enginehouse_worker.quantization.rules import TENSORRT
-from enginehouse_worker.quantization.scales import symmetric_scale
+from enginehouse_worker.quantization.rules import TENSORRT, TENSORRT_FP8
+from enginehouse_worker.quantization.scales import LARGEST, symmetric_scale
 from networks import Network, residual_classifier
 from onnx import TensorProto, helper, numpy_helper
 from stages import run, succeed
@@ -35,10 +36,16 @@ HERE = {"compute_capability": "8.9"}
 PROFILE = BatchProfile(1, 4, 8)
 
 
-def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, precision: str = "INT8") -> onnx.ModelProto:
+    dialect, form = (TENSORRT, "int8") if precision == "INT8" else (TENSORRT_FP8, "fp8")
+    if precision == "FP8":
+        raised = editable(model)
+        raise_opset(raised, FP8_OPSET)
+        model = raised.to_model()
     graph = index_graph(model)
-    placement = place(graph, TENSORRT)
-    return insert(graph, placement, TENSORRT, {t: symmetric_scale(4.0) for t in placement.range_of})
+    placement = place(graph, dialect)
+    scales = {t: symmetric_scale(4.0, LARGEST[form]) for t in placement.range_of}
+    return insert(graph, placement, dialect, scales, largest_weight=LARGEST[form])
 
 
 def write(directory: Path, model: onnx.ModelProto) -> Path:
@@ -80,10 +87,10 @@ def one_node(op_type: str, *constants: np.ndarray, shape: tuple[Any, ...] = ("ba
     return onnx.shape_inference.infer_shapes(model)
 
 
-@pytest.mark.parametrize("precision", ["FP32", "TF32", "FP16", "BF16", "INT8"])
+@pytest.mark.parametrize("precision", ["FP32", "TF32", "FP16", "BF16", "INT8", "FP8"])
 def test_every_precision_builds_without_a_gpu(tmp_path: Path, precision: str) -> None:
     model = residual_classifier()
-    engine = build(tmp_path, quantized(model) if precision == "INT8" else model, precision)
+    engine = build(tmp_path, quantized(model, precision) if precision in ("INT8", "FP8") else model, precision)
     output = tmp_path / f"{precision.lower()}-engine"
     assert json.loads((output / "engine.json").read_text()) == engine
     assert engine["device"] == {"kind": "gpu", "product": "any", "compute_capability": "8.9"}
@@ -225,22 +232,35 @@ def test_a_network_whose_input_is_not_as_its_signature_says_is_refused(tmp_path:
         get("tensorrt").build(source, tmp_path / "out", precision="FP32", profile=PROFILE, options=HERE)
 
 
-@pytest.mark.parametrize(("precision", "given"), [("INT8", False), ("FP16", True), ("FP32", True)])
-def test_int8_wants_pairs_and_nothing_else_does(tmp_path: Path, precision: str, given: bool) -> None:
+@pytest.mark.parametrize(
+    ("precision", "given"),
+    [("INT8", ""), ("FP8", ""), ("FP16", "INT8"), ("FP32", "INT8"), ("INT8", "FP8"), ("FP8", "INT8"), ("FP16", "FP8")],
+)
+def test_8_bits_want_their_own_pairs_and_nothing_else_does(tmp_path: Path, precision: str, given: str) -> None:
     model = residual_classifier()
-    error = refusal(tmp_path, quantized(model) if given else model, precision)
+    error = refusal(tmp_path, quantized(model, given) if given else model, precision)
     assert error.code == "INVALID_ARGUMENT"
     assert "Q/DQ" in error.message
+    if precision in ("INT8", "FP8"):
+        assert f"format {precision.lower()}" in error.message
 
 
-def test_fp8_and_unknown_precisions_are_refused(tmp_path: Path) -> None:
-    error = refusal(tmp_path, residual_classifier(), "FP8")
-    assert (error.code, error.message) == (
-        "FAILED_PRECONDITION",
-        "backend 'tensorrt' does not build FP8 yet: use INT8 or FP16",
-    )
-    (tmp_path / "more").mkdir()
-    assert refusal(tmp_path / "more", residual_classifier(), "INT4").code == "FAILED_PRECONDITION"
+def test_unknown_precisions_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, residual_classifier(), "INT4").code == "FAILED_PRECONDITION"
+
+
+def test_fp8_is_refused_for_chips_without_it_and_built_for_newer_ones(tmp_path: Path) -> None:
+    model = quantized(residual_classifier(), "FP8")
+    (tmp_path / "old").mkdir()
+    error = refusal(tmp_path / "old", model, "FP8", compute_capability="8.6")
+    assert error.code == "FAILED_PRECONDITION"
+    assert "compute capability 8.6 has no FP8; 8.9 and later have it" in error.message
+    assert build(tmp_path, model, "FP8", compute_capability="12.0")["precision"] == "FP8"
+
+
+def test_a_transformer_builds_in_fp8(tmp_path: Path) -> None:
+    model = quantized(encoder(layers=1), "FP8")
+    build(tmp_path, model, "FP8", shapes="input_ids=4/16/32,attention_mask=4/16/32")
 
 
 @pytest.mark.parametrize(

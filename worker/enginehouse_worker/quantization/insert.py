@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -21,6 +22,9 @@ from enginehouse_worker.quantization.scales import (
     weight_scales,
 )
 
+# The first of ONNX's own that have FP8.
+FP8_OPSET, FP8_IR_VERSION = 19, 9
+
 
 def insert(
     graph: GraphIndex,
@@ -28,9 +32,12 @@ def insert(
     dialect: Dialect,
     scales: Mapping[str, ActivationScale],
     *,
-    largest_weight: int = 127,
+    largest_weight: float = 127,
 ) -> onnx.ModelProto:
-    """The quantized model, a new one. `scales` has every tensor of `placement.range_of`."""
+    """The quantized model, a new one. `scales` has every tensor of `placement.range_of`.
+
+    FP8 takes a graph of opset 19 or later, where ONNX has it.
+    """
     return _Insertion(graph, placement, dialect, scales, largest_weight).model()
 
 
@@ -41,13 +48,14 @@ class _Insertion:
         placement: Placement,
         dialect: Dialect,
         scales: Mapping[str, ActivationScale],
-        largest_weight: int,
+        largest_weight: float,
     ) -> None:
         self._graph = graph
         self._placement = placement
         self._dialect = dialect
         self._scales = scales
         self._largest = largest_weight
+        self._symmetric_type = np.dtype(ml_dtypes.float8_e4m3fn if dialect.format == "fp8" else np.int8)
         self._taken = {*graph.producer, *graph.constants, *graph.inputs, *graph.captured}
         self._names: dict[str, str] = {}
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -97,7 +105,7 @@ class _Insertion:
         if tensor not in self._placement.range_of:
             return
         scale = self._scales[tensor]
-        zero_point = np.array(scale.zero_point, np.int8 if scale.symmetric else np.uint8)
+        zero_point = np.array(scale.zero_point, self._symmetric_type if scale.symmetric else np.uint8)
         parameters = [
             self._constant(f"{tensor}/scale", np.array(scale.scale, np.float32)),
             self._constant(f"{tensor}/zero_point", zero_point),
@@ -132,7 +140,7 @@ class _Insertion:
         attributes = {} if weight.axis is None else {"axis": weight.axis}
         parameters = [
             self._constant(f"{name}/scale", scales),
-            self._constant(f"{name}/zero_point", np.zeros(scales.shape, np.int8)),
+            self._constant(f"{name}/zero_point", np.zeros(scales.shape, self._symmetric_type)),
         ]
         if not self._dialect.integer_weights:
             self._pair(name, weight.tensor, self._name(f"{name}/dequantized"), parameters, attributes)
@@ -189,7 +197,9 @@ class _Insertion:
     def _assemble(self) -> onnx.ModelProto:
         source = self._graph.model
         model = onnx.ModelProto()
-        model.ir_version = source.ir_version
+        model.ir_version = (
+            max(source.ir_version, FP8_IR_VERSION) if self._dialect.format == "fp8" else source.ir_version
+        )
         model.producer_name = "enginehouse"
         model.opset_import.extend(source.opset_import)
         model.metadata_props.extend(source.metadata_props)

@@ -14,11 +14,10 @@ from enginehouse_worker.quantization.insert import insert
 from enginehouse_worker.quantization.metadata import QuantizationMetadata, write_metadata
 from enginehouse_worker.quantization.placement import Placement, place
 from enginehouse_worker.quantization.rules import ONNXRUNTIME, Dialect
-from enginehouse_worker.quantization.scales import ActivationScale, asymmetric_scale, symmetric_scale
+from enginehouse_worker.quantization.scales import LARGEST, ActivationScale, asymmetric_scale, symmetric_scale
 
 REDUCE_RANGE = ("auto", "on", "off")
-_FULL_RANGE = 127
-_REDUCED_RANGE = 63
+_REDUCED_RANGE = 63.0
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Quantization:
     reduced_range: bool
 
     @property
-    def largest_weight(self) -> int:
+    def largest_weight(self) -> float:
         """The magnitude that the largest weight of a channel becomes."""
-        return _REDUCED_RANGE if self.reduced_range else _FULL_RANGE
+        return _REDUCED_RANGE if self.reduced_range else LARGEST[self.dialect.format]
 
     def place(self, excluded: frozenset[int]) -> Placement:
         """Where Q/DQ stand when some nodes stay in FP32."""
@@ -62,8 +61,10 @@ def activation_scales(placement: Placement, table: CalibrationTable, dialect: Di
         if source not in table.tensors:
             raise WorkerError("INVALID_ARGUMENT", f"the calibration table has no range for tensor {source!r}")
         value = table.tensors[source]
-        symmetric = dialect.symmetric_activations
-        scales[tensor] = symmetric_scale(value.amax) if symmetric else asymmetric_scale(value.rmin, value.rmax)
+        if dialect.symmetric_activations:
+            scales[tensor] = symmetric_scale(value.amax, LARGEST[dialect.format])
+        else:
+            scales[tensor] = asymmetric_scale(value.rmin, value.rmax)
     return scales
 
 
@@ -72,7 +73,7 @@ def nothing_to_quantize(dialect: str, excluding: bool) -> WorkerError:
     remedy = "exclude fewer nodes" if excluding else "build it in FP32"
     return WorkerError(
         "INVALID_ARGUMENT",
-        f"nothing is left to quantize: the {dialect} dialect has no INT8 kernel for the model's operators; {remedy}",
+        f"nothing is left to quantize: the {dialect} dialect has no 8-bit kernel for the model's operators; {remedy}",
     )
 
 

@@ -111,7 +111,7 @@ def _place_for_fused_kernels(
         if node.op_type in dialect.operators and quantizable(graph, number, dialect):
             nodes.add(number)
             uses.update(Reader(number, p) for p in operand_positions(graph, number))
-        elif (shortcut := residual_shortcut(graph, number)) is not None:
+        elif dialect.quantized_shortcuts and (shortcut := residual_shortcut(graph, number)) is not None:
             nodes.add(number)
             uses.add(Reader(number, shortcut))
     return nodes, uses, set()

@@ -8,6 +8,9 @@ placement is as fast as implicit calibration (64,014 against 63,986 images/s); O
 `onnxruntime`: UINT8 asymmetric activations and INT8 symmetric weights, with Q/DQ around every operator that ONNX
 Runtime has a QLinear kernel for, since its CPU provider fuses DQ -> op -> Q groups. A ReLU before Q disappears, because
 the zero point of a non-negative range is 0 and quantization clips.
+
+FP8 (E4M3) is TensorRT's only, for matrix operators: what lies between them gains nothing from 8 bits of which 4 are the
+exponent, and stays FP16.
 """
 
 from __future__ import annotations
@@ -40,6 +43,10 @@ class Dialect:
     """Weights are stored as INT8 behind one DequantizeLinear; otherwise as FP32 behind a Q/DQ pair."""
     integer_biases: bool
     """Biases are stored as INT32 behind a DequantizeLinear (scale = input scale x weight scale)."""
+    quantized_shortcuts: bool = False
+    """The shortcut of a residual Add is quantized."""
+    format: str = "int8"
+    """The numbers that symmetric values and weights become: one of `FORMATS`."""
 
 
 TENSORRT = Dialect(
@@ -48,6 +55,17 @@ TENSORRT = Dialect(
     symmetric_activations=True,
     integer_weights=False,
     integer_biases=False,
+    quantized_shortcuts=True,
+)
+
+TENSORRT_FP8 = Dialect(
+    name="tensorrt",
+    # TensorRT's documentation names no FP8 kernel for ConvTranspose.
+    operators=MATRIX_OPERATORS - {"ConvTranspose"},
+    symmetric_activations=True,
+    integer_weights=False,
+    integer_biases=False,
+    format="fp8",
 )
 
 ONNXRUNTIME = Dialect(
@@ -61,4 +79,5 @@ ONNXRUNTIME = Dialect(
     integer_biases=True,
 )
 
+FORMATS = ("int8", "fp8")
 DIALECTS = {dialect.name: dialect for dialect in (ONNXRUNTIME, TENSORRT)}

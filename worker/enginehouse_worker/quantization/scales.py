@@ -15,18 +15,22 @@ _SMALLEST_SCALE = 1e-10
 _LARGEST_BIAS = 2.0**29
 
 
+# The greatest E4M3 number (OCP's "FN" variant, which ONNX calls FLOAT8E4M3FN).
+LARGEST = {"int8": 127.0, "fp8": 448.0}
+
+
 @dataclass(frozen=True)
 class ActivationScale:
-    """`real = scale * (quantized - zero_point)`; UINT8 when not `symmetric`, INT8 with zero point 0 otherwise."""
+    """`real = scale * (quantized - zero_point)`; UINT8 when not `symmetric`, else INT8 or FP8 and no zero point."""
 
     scale: float
     zero_point: int
     symmetric: bool
 
 
-def symmetric_scale(amax: float) -> ActivationScale:
-    """INT8 over [-amax, amax], with 127 steps each way. A tensor that was always 0 gets any scale: here 1/127."""
-    return ActivationScale(float(np.float32((amax or 1.0) / 127.0)), 0, True)
+def symmetric_scale(amax: float, largest: float = LARGEST["int8"]) -> ActivationScale:
+    """[-amax, amax] over [-largest, largest]. A tensor that was always 0 gets any scale: here that of 1."""
+    return ActivationScale(float(np.float32((amax or 1.0) / largest)), 0, True)
 
 
 def asymmetric_scale(rmin: float, rmax: float) -> ActivationScale:
@@ -37,11 +41,12 @@ def asymmetric_scale(rmin: float, rmax: float) -> ActivationScale:
 
 
 def weight_scales(
-    weights: Array, axis: int | None, *, largest: int, smallest: npt.NDArray[np.float32] | None = None
+    weights: Array, axis: int | None, *, largest: float, smallest: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
     """Symmetric scales: one per index of `axis` (shape (n,)), or one for all (shape ()).
 
-    `largest` is the magnitude that the largest weight becomes: 127, or 63 where kernels add two products in 16 bits.
+    `largest` is the magnitude that the largest weight becomes: 127, 63 where kernels add two products in 16 bits, or
+    FP8's 448.
     `smallest` bounds the scales from below (see `bias_floor`).
     """
     if axis is None:
@@ -59,7 +64,7 @@ def bias_floor(bias: Array, input_scale: float) -> npt.NDArray[np.float32]:
     return (np.abs(bias.astype(np.float64)) / (input_scale * _LARGEST_BIAS)).astype(np.float32)
 
 
-def quantize_weights(weights: Array, scales: npt.NDArray[np.float32], axis: int | None, largest: int) -> Array:
+def quantize_weights(weights: Array, scales: npt.NDArray[np.float32], axis: int | None, largest: float) -> Array:
     """INT8 weights, rounded half to even, in [-largest, largest]."""
     if axis is not None:
         shape = [1] * weights.ndim

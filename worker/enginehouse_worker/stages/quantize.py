@@ -12,7 +12,7 @@ from enginehouse_worker.graphs.index import GraphIndex
 from enginehouse_worker.graphs.signature import model_signature
 from enginehouse_worker.quantization.exclusion import excluded_nodes
 from enginehouse_worker.quantization.model import nothing_to_quantize
-from enginehouse_worker.quantization.rules import ONNXRUNTIME
+from enginehouse_worker.quantization.rules import FORMATS, ONNXRUNTIME
 from enginehouse_worker.sensitivity.report import read_excluded
 from enginehouse_worker.stages.context import Stage, StageContext
 from enginehouse_worker.stages.params import Params
@@ -20,8 +20,9 @@ from enginehouse_worker.stages.quantization import PARAMS, open_quantization
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    params = Params(ctx.params, PARAMS, ctx.stage)
-    quantization = open_quantization(ctx, params)
+    params = Params(ctx.params, (*PARAMS, "format"), ctx.stage)
+    form = params.text("format", "int8", FORMATS)
+    quantization = open_quantization(ctx, params, form)
     graph, dialect = quantization.graph, quantization.dialect
     directory = ctx.input("model")
     excluded = excluded_nodes(graph, params.strings("exclude"))
@@ -41,6 +42,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         write_json(ctx.output / "signature.json", model_signature(directory, graph.model).to_json())
     result: dict[str, Any] = {
         "dialect": dialect.name,
+        "format": form,
         "reduced_range": quantization.reduced_range,
         "quantized_operators": _operator_counts(graph, placement.nodes),
         "float_operators": _operator_counts(graph, set(range(len(graph.nodes))) - placement.nodes),

@@ -18,6 +18,8 @@ _DISABLED_OPTIMIZERS = ["Pad_Fusion"]
 # It takes a Clip before a QuantizeLinear away, which makes ReLU6 free with integer kernels and gains nothing without.
 # It fails where the Clip reads an input of the graph, as segments of graphs begin (in imported models none does).
 _CLIP_REWRITE = "ClipQuantRewrite"
+# The same of a Relu, also before FP8, whose range has both signs: nothing clips then.
+_RELU_REWRITE = "ReluQuantRewrite"
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -72,7 +74,7 @@ def create_session(
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized_model is not None:
         settings.optimized_model_filepath = str(optimized_model)
-    disabled = _DISABLED_OPTIMIZERS if integer_kernels else [*_DISABLED_OPTIMIZERS, _CLIP_REWRITE]
+    disabled = _DISABLED_OPTIMIZERS if integer_kernels else [*_DISABLED_OPTIMIZERS, _CLIP_REWRITE, _RELU_REWRITE]
     try:
         source = model if isinstance(model, bytes) else str(model)
         return onnxruntime.InferenceSession(

@@ -14,7 +14,7 @@ from enginehouse_worker.backends.tensorrt.inspector import FILE as INSPECTOR
 from enginehouse_worker.backends.tensorrt.library import Library, open_library
 from enginehouse_worker.backends.tensorrt.network import parse
 from enginehouse_worker.backends.tensorrt.options import BuildOptions, build_options
-from enginehouse_worker.backends.tensorrt.precision import check_precision, set_precision, typed_source
+from enginehouse_worker.backends.tensorrt.precision import check_chip, check_precision, set_precision, typed_source
 from enginehouse_worker.backends.tensorrt.profiler import describe_layers
 from enginehouse_worker.backends.tensorrt.refit import FILE as WEIGHTS
 from enginehouse_worker.backends.tensorrt.refit import KEY as WEIGHTS_KEY
@@ -67,6 +67,7 @@ def build(
     library, chosen = open_library(), build_options(options)
     check_precision(library, precision)
     device = _device(library, chosen)
+    check_chip(precision, device)
     signature = read_signature(model)
     shapes = parse_shapes(str(options.get("shapes", "")))
     profiles = make_profiles(signature, batch_profiles(profile, options), shapes)

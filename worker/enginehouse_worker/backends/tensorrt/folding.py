@@ -1,23 +1,29 @@
-"""Quantizes weights ahead of time: INT8 constants behind DequantizeLinear, with scales that FP16 holds."""
+"""Quantizes weights ahead of time: INT8 or FP8 constants behind DequantizeLinear, with scales that FP16 holds."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 
 from enginehouse_worker.backends.base import Array
 from enginehouse_worker.graphs.editing import EditableGraph, attributes
 from enginehouse_worker.graphs.naming import unique_name
+from enginehouse_worker.quantization.scales import LARGEST
 
 # Eight steps of FP16's subnormal numbers. Channels whose weights are all below 6e-5 (127 of these) get fewer levels.
 SMALLEST_SCALE = 2.0**-21
+_INT8: np.dtype[Any] = np.dtype(np.int8)
+_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 def fold_weights(graph: EditableGraph) -> None:
-    """Replace QuantizeLinear of a constant by the INT8 constant, in place.
+    """Replace QuantizeLinear of a constant by the 8-bit constant, in place.
 
     The scales become FP16 values, rounded up, and the weights are quantized with the rounded ones: so an FP16 scale
-    costs no gain, and weights need not pass through FP16, in which small ones are less exact. Only symmetric INT8 is
-    folded.
+    costs no gain, and weights need not pass through FP16, in which small ones are less exact. Only symmetric INT8 and
+    FP8 are folded.
     """
     readers = graph.readers()
     taken = graph.names()
@@ -33,13 +39,15 @@ def fold_weights(graph: EditableGraph) -> None:
         if not symmetric or value is None or scale is None or zero_point is None:
             kept.append(node)
             continue
-        if zero_point.dtype != np.int8 or zero_point.any() or scale.ndim > 1:
+        if zero_point.dtype not in (np.int8, _FP8) or zero_point.astype(np.float32).any() or scale.ndim > 1:
             kept.append(node)
             continue
         rounded = round_scales(scale)
         name = unique_name(f"{node.output[0]}/scale", taken)
         graph.constants[name] = rounded
-        graph.constants[node.output[0]] = quantize(value, rounded, int(attributes(node).get("axis", 1)))
+        graph.constants[node.output[0]] = quantize(
+            value, rounded, int(attributes(node).get("axis", 1)), zero_point.dtype
+        )
         for reader in dequantizers:
             reader.input[1] = name
     graph.nodes[:] = kept
@@ -55,11 +63,14 @@ def round_scales(scale: Array) -> Array:
     return rounded
 
 
-def quantize(value: Array, scale: Array, axis: int) -> Array:
-    """INT8 values of weights; `scale` is () or one for each index along `axis`."""
+def quantize(value: Array, scale: Array, axis: int, dtype: np.dtype[Any] = _INT8) -> Array:
+    """INT8 or FP8 values of weights; `scale` is () or one for each index along `axis`."""
     if scale.ndim == 1:
         shape = [1] * value.ndim
         shape[axis] = scale.size
         scale = scale.reshape(shape)
-    quantized: Array = np.clip(np.rint(value / scale), -128, 127).astype(np.int8)
+    if dtype == _FP8:
+        # Beyond its range FP8 has no infinities, only NaN.
+        return np.clip(value / scale, -LARGEST["fp8"], LARGEST["fp8"]).astype(dtype)
+    quantized: Array = np.clip(np.rint(value / scale), -128, 127).astype(dtype)
     return quantized

@@ -53,7 +53,7 @@ def to_half(graph: EditableGraph, precision: str) -> None:
     """Type an FP32 graph for a precision, in place.
 
     Args:
-        precision: FP16 or BF16; INT8 is FP16 around the Q/DQ that the graph has.
+        precision: FP16 or BF16; INT8 and FP8 are FP16 around the Q/DQ that the graph has.
 
     Raises:
         WorkerError: INVALID_ARGUMENT when the graph's opset lacks the types and ONNX cannot convert it.
