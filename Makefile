@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine with Python 3.10 to 3.12: `make demo` and `make test`.
 SHELL := /bin/bash
 PYTHON ?= python3
+# Makes the worker environments: `make workers/tensorrt WORKER_PYTHON=python3.10`.
+WORKER_PYTHON ?= $(PYTHON)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation
@@ -8,6 +10,8 @@ SERVICES := services/optimizer services/inference services/telemetry
 WORKERS := onnxruntime tensorflow
 # TensorRT for RTX builds engines without a GPU: for tests, not for the demo.
 TEST_WORKERS := tensorrt-rtx
+# For machines with a GPU: 3.6 GB. TensorRT 8.6.0, which was measured, has packages for Python 3.10 and none later.
+GPU_WORKERS := tensorrt
 # Which tests run; empty in test-all.
 MARKS := -m 'not slow'
 # Damaged files for each parser in `make mutate`.
@@ -15,7 +19,7 @@ MUTATIONS ?= 10000
 SOURCES := enginehouse services worker tests benchmarks protos
 
 .PHONY: help demo install install-dev test test-all mutate test-unit test-integration test-worker lint format protos protos-check clean
-.PHONY: $(addprefix workers/,$(WORKERS) $(TEST_WORKERS))
+.PHONY: $(addprefix workers/,$(WORKERS) $(TEST_WORKERS) $(GPU_WORKERS))
 
 help:
 	@echo "make demo       install and run the whole job on this machine: train, optimize, serve, benchmark, report"
@@ -23,6 +27,7 @@ help:
 	@echo "make test-all   the same and the slow tests, README's examples among them: about 15 minutes on 2 cores"
 	@echo "make mutate     feed every parser and upload door 10,000 damaged files (MUTATIONS=...): hours on 2 cores"
 	@echo "make install    install into $(VENV), with a worker environment for each backend"
+	@echo "make workers/tensorrt WORKER_PYTHON=python3.10   on a machine with an NVIDIA GPU: the TensorRT environment"
 	@echo "make lint       ruff, mypy, generated code, proto compatibility"
 	@echo "make protos     generate the Python of protos/"
 
@@ -33,7 +38,7 @@ install:
 	@$(MAKE) --no-print-directory -j3 $(VENV)/.main $(addprefix workers/,$(WORKERS))
 
 workers/%: $(VENV)/workers/%/.installed ;
-$(addprefix workers/,$(WORKERS) $(TEST_WORKERS)): workers/%: $(VENV)/workers/%/.installed
+$(addprefix workers/,$(WORKERS) $(TEST_WORKERS) $(GPU_WORKERS)): workers/%: $(VENV)/workers/%/.installed
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 13) else \
@@ -49,7 +54,10 @@ $(VENV)/.main: $(VENV)/.python pyproject.toml constraints/main.txt $(addsuffix /
 
 $(VENV)/workers/%/.installed: $(VENV)/.python worker/pyproject.toml constraints/%.txt
 	@echo "installing the worker environment $*"
-	@test -x $(VENV)/workers/$*/bin/python || $(PYTHON) -m venv $(VENV)/workers/$*
+	@test -x $(VENV)/workers/$*/bin/python -o $* != tensorrt || $(WORKER_PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	    sys.exit(None if v == (3, 10) else "TensorRT 8.6.0 needs Python 3.10; %s is %d.%d. Try: make workers/tensorrt \
+	WORKER_PYTHON=python3.10 (docs/gpu-quickstart.md has more)" % (sys.executable, *v))'
+	@test -x $(VENV)/workers/$*/bin/python || $(WORKER_PYTHON) -m venv $(VENV)/workers/$*
 	@$(VENV)/workers/$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$*.txt "setuptools>=77"
 	@$(VENV)/workers/$*/bin/python $(PIP_INSTALL) -c constraints/$*.txt -e './worker[$*]'
 	@touch $@
