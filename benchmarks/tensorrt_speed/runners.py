@@ -84,8 +84,10 @@ class EngineRunner:
         images = random_images(self._shapes(batch)[0], self._spec.dtype, batch)
         for number in range(instances):
             instance = self._instance(number)
-            for _ in range(3):  # every slot of a ring
-                instance.run({self._spec.name: images}, ())
+            # Every slot that is launched gets images: the first, or with copies all of the ring.
+            slots = instance.ring if scope == "host" else 1
+            for ticket in [instance.begin({self._spec.name: images}, {}) for _ in range(slots)]:
+                instance.finish(ticket)
             for _ in range(3):
                 instance.launch(self._shapes(batch), copies=scope == "host")
             instance.wait()

@@ -38,11 +38,20 @@ class Instance:
 
     def __init__(self, broken_at: int) -> None:
         self.broken_at = broken_at
+        self.ring, self.filled = 3, 0
         self.busy_until = 0.0
         self.closed = False
 
     def run(self, inputs: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
         return {"output": inputs["input"] * 2}
+
+    def begin(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> int:
+        assert self.filled < self.ring
+        self.filled += 1
+        return self.filled
+
+    def finish(self, ticket: int) -> None:
+        self.filled -= 1
 
     def launch(self, shapes: tuple[tuple[int, ...], ...], *, copies: bool = True) -> None:
         if shapes[0][0] == self.broken_at:
