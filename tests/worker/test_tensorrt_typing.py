@@ -10,8 +10,11 @@ import onnxruntime
 import pytest
 from enginehouse_worker.backends.tensorrt.folding import SMALLEST_SCALE, fold_weights, quantize, round_scales
 from enginehouse_worker.backends.tensorrt.typing import COMPUTES, DEQUANTIZE, QUANTIZE, holds, holds_scale, to_half
+from enginehouse_worker.conversion.preprocessing import fold_preprocessing
+from enginehouse_worker.data.preprocessing import Preprocessing
 from enginehouse_worker.graphs.editing import EditableGraph, editable
 from enginehouse_worker.graphs.index import index_graph
+from enginehouse_worker.graphs.signature import graph_signature
 from enginehouse_worker.quantization.insert import insert
 from enginehouse_worker.quantization.placement import place
 from enginehouse_worker.quantization.rules import TENSORRT
@@ -210,6 +213,55 @@ def test_a_constant_that_fp16_cannot_hold_keeps_its_operator_in_fp32(value: floa
     model = operator("Add", np.array(value, np.float32))
     assert reads(typed(model), "Add") == [TensorProto.FLOAT] * 2
     assert reads(typed(model, "BF16"), "Add") == [TensorProto.BFLOAT16] * 2
+
+
+@pytest.mark.parametrize("precision", ["FP16", "BF16", "INT8"])
+@pytest.mark.parametrize("bgr", [False, True])
+def test_pixels_are_normalized_in_fp32_and_transposed_in_16_bits(precision: str, bgr: bool) -> None:
+    model = residual_classifier()
+    graph = editable(model)
+    fold_preprocessing(graph, graph_signature(model), Preprocessing((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), bgr=bgr))
+    folded = graph.to_model()
+    source = symmetric_pairs(folded, amax=160.0) if precision == "INT8" else folded
+    half = typed(source, precision)
+    known = types(half)
+    first = [node for node in half.graph.node if node.op_type != DEQUANTIZE or node.input[0] not in constants(half)]
+    # From bytes to what the convolution reads there is one kernel's worth of arithmetic, and then the move.
+    assert [node.op_type for node in first[:4]] == ["Cast", "Sub", "Cast", "Transpose"]
+    wide = TensorProto.BFLOAT16 if precision == "BF16" else TensorProto.FLOAT16
+    assert [known[node.output[0]] for node in first[:4]] == [TensorProto.FLOAT, TensorProto.FLOAT, wide, wide]
+    if precision == "BF16":  # ONNX Runtime computes none of it in BF16
+        return
+    pixels = {"input": np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)}
+    # In so small a network, INT8 values that round the other way after FP16 are a good part of the noise.
+    assert sqnr(folded, half, pixels) > (sqnr(folded, source, pixels) - 3 if precision == "INT8" else 55)
+    values = next(node for node in half.graph.node if node.op_type == "Transpose").output[0]
+    exact = pixels["input"].astype(np.float32) - np.array((123.7, 116.3, 103.5), np.float32)[:: -1 if bgr else 1]
+    probe = onnx.ModelProto()
+    probe.CopyFrom(half)
+    del probe.graph.output[:]
+    probe.graph.output.append(helper.make_tensor_value_info(values, TensorProto.FLOAT16, None))
+    # Rounded once.
+    assert np.array_equal(run(probe, pixels)[0], exact.transpose(0, 3, 1, 2).astype(np.float16))
+
+
+def constants(model: onnx.ModelProto) -> set[str]:
+    return {tensor.name for tensor in model.graph.initializer}
+
+
+def test_channels_that_are_reordered_stay_pixels() -> None:
+    net = Network((8, 8, 3))
+    x = net.node("Cast", ["input"], to=TensorProto.FLOAT)
+    x = net.node("Gather", [x, net.constant([2, 1, 0], np.int64)], axis=3)
+    x = net.node("Mul", [net.node("Sub", [x, net.constant(123.7)]), net.constant(0.017)])
+    x = net.node("Transpose", [x], perm=[0, 3, 1, 2])
+    net.channels[x] = 3
+    model = net.model({net.conv(x, 4): ["batch", 4, 8, 8]})
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    half = typed(model)
+    operators = [node.op_type for node in half.graph.node]
+    assert operators == ["Cast", "Gather", "Sub", "Mul", "Cast", "Transpose", "Conv", "Cast"]
+    assert [reads(half, op)[0] for op in ("Gather", "Sub", "Mul", "Transpose")] == [1, 1, 1, 10]
 
 
 def test_a_square_is_fp32_since_it_overflows_first() -> None:

@@ -8,7 +8,8 @@ stays FP32, which is always right.
 
 A tensor has the type that its producer gives it. A reader that wants the other one gets a Cast, made once. Of a
 DequantizeLinear it gets another DequantizeLinear, so that nothing stands between it and what it fuses with. Inputs,
-outputs, what subgraphs read, and arithmetic on shapes keep FP32.
+outputs, what subgraphs read, and arithmetic on shapes keep FP32. So does what is subtracted from pixels, since 16 bits
+round a mean such as 123.7 by up to 0.25; the Transpose after it, which moves memory, has 16 bits.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ MOVES = frozenset(
         "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
     }
 )
+# What normalizes the pixels that a Cast of 8-bit integers gives. It becomes one kernel with the Casts at its ends.
+NORMALIZES = frozenset({"Add", "Div", "Gather", "Mul", "Sub"})
 # fmt: on
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 FP16_MAX, FP16_SMALLEST_NORMAL = 65504.0, 2.0**-14
 # Q/DQ takes FP16 from opset 19 on; convolutions and poolings take BF16 from 22 on.
 QUANTIZED_FP16_OPSET, BF16_OPSET = 19, 22
 _FLOAT = onnx.TensorProto.FLOAT
+_BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 
 
 def to_half(graph: EditableGraph, precision: str) -> None:
@@ -95,6 +99,7 @@ class _Typing:
         self._taken = graph.names()
         self._half: set[str] = set()  # FP32 tensors that their producers make in 16 bits
         self._values: set[str] = set(graph.input_names)  # what depends on more than shapes
+        self._pixels: set[str] = set()
         self._scales: dict[str, bool] = {}  # outputs of DequantizeLinear: whether 16 bits hold the scale
         self._wanted: set[tuple[str, bool]] = set()
         self._names: dict[str, str] = {}
@@ -127,6 +132,9 @@ class _Typing:
                 self._scales[node.output[0]] = self._bfloat or holds_scale(scale)
                 self._half.update(outputs if self._scales[node.output[0]] else ())
             return False
+        if self._is_pixels(node, computed):
+            self._pixels.update(outputs)
+            return False
         half = self._may_be_half(node, inputs, outputs, computed)
         if half:
             self._half.update(name for name in outputs if self._is_float(name))
@@ -152,7 +160,12 @@ class _Typing:
             return False
         # A large table of constants is an embedding's.
         table = node.op_type == "Gather" and self._elements(node.input[0]) > SHAPE_CONSTANT_ELEMENTS
-        return table or any(name in self._half for name in floats)
+        return table or any(name in self._half or name in self._pixels for name in floats)
+
+    def _is_pixels(self, node: onnx.NodeProto, computed: list[str]) -> bool:
+        if node.op_type == "Cast":
+            return self._types.get(node.input[0]) in _BYTES and self._is_float(node.output[0])
+        return node.op_type in NORMALIZES and len(computed) == 1 and computed[0] in self._pixels
 
     def _is_float(self, name: str) -> bool:
         return bool(self._types.get(name) == _FLOAT)
