@@ -18,13 +18,14 @@ MARKS := -m 'not slow'
 MUTATIONS ?= 10000
 SOURCES := enginehouse services worker tests benchmarks protos
 
-.PHONY: help demo install install-dev test test-all mutate test-unit test-integration test-worker lint format protos protos-check clean
+.PHONY: help demo install install-dev test test-all mutate test-unit test-integration test-worker test-gpu lint format protos protos-check clean
 .PHONY: $(addprefix workers/,$(WORKERS) $(TEST_WORKERS) $(GPU_WORKERS))
 
 help:
 	@echo "make demo       install and run the whole job on this machine: train, optimize, serve, benchmark, report"
 	@echo "make test       install and run lint, unit, integration and worker tests"
 	@echo "make test-all   the same and the slow tests, README's examples among them: about 15 minutes on 2 cores"
+	@echo "make test-gpu   the tests of TensorRT on this machine's GPU"
 	@echo "make mutate     feed every parser and upload door 10,000 damaged files (MUTATIONS=...): hours on 2 cores"
 	@echo "make install    install into $(VENV), with a worker environment for each backend"
 	@echo "make workers/tensorrt WORKER_PYTHON=python3.10   on a machine with an NVIDIA GPU: the TensorRT environment"
@@ -73,7 +74,7 @@ $(VENV)/workers/%/.dev: $(VENV)/workers/%/.installed
 	@$(VENV)/workers/$*/bin/python $(PIP_INSTALL) -c constraints/$*.txt -e './worker[test]'
 	@touch $@
 
-test: lint test-unit test-worker test-integration
+test: lint test-unit test-worker test-integration test-gpu
 
 test-all:
 	@$(MAKE) --no-print-directory test MARKS=
@@ -88,6 +89,10 @@ test-worker: install-dev
 	$(VENV)/workers/onnxruntime/bin/python -m pytest -c worker/pyproject.toml tests/worker $(MARKS) --ignore-glob='*test_tensorflow_*'
 	$(VENV)/workers/tensorflow/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorflow_*.py $(MARKS)
 	$(VENV)/workers/tensorrt-rtx/bin/python -m pytest -c worker/pyproject.toml tests/worker/test_tensorrt_rtx_*.py $(MARKS)
+
+# Skipped, with the reason, where there is no GPU or no TensorRT. ENGINEHOUSE_GPU_TEST_BACKEND=onnxruntime runs what it can.
+test-gpu: install-dev
+	$(BIN)/python -m pytest tests/gpu $(MARKS)
 
 # Counts of how each damaged file was answered; anything but a clear refusal or a result fails.
 mutate: export ENGINEHOUSE_MUTATIONS := $(MUTATIONS)

@@ -6,6 +6,9 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Few large ones first: each takes time, and its size is rounded.
+PARTS = (4 << 30, 256 << 20, 32 << 20)
+
 
 class CudaError(RuntimeError):
     """A call of the driver failed."""
@@ -29,17 +32,24 @@ def _check(name: str, status: int) -> None:
         raise CudaError(f"{name}: {status}")
 
 
+def _free(cuda: ctypes.CDLL) -> int:
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    _check("cuMemGetInfo", cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))
+    return free.value
+
+
 @contextmanager
-def taken(size: int) -> Iterator[None]:
-    """Hold about `size` bytes of device 0 for the length of a block, in as many parts of 256 MiB as fit."""
-    cuda = _driver()
-    part, pointers = 256 << 20, []
+def taken(leaving: int) -> Iterator[None]:
+    """Hold what device 0 has free but for about `leaving` bytes, for the length of a block."""
+    cuda = _driver()  # which takes some too
+    pointers = []
     try:
-        for _ in range(max(0, size) // part):
-            pointer = ctypes.c_uint64()
-            if cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(part)):
-                break
-            pointers.append(pointer)
+        for part in PARTS:
+            while _free(cuda) >= leaving + part:
+                pointer = ctypes.c_uint64()
+                if cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(part)):
+                    break
+                pointers.append(pointer)
         yield
     finally:
         for pointer in pointers:

@@ -61,12 +61,24 @@ def find_machine() -> Machine | str:
         onnx = environments.for_backend("onnxruntime")
         if backend == "onnxruntime":
             return Machine(backend, ("FP32", "INT8"), "cpu", onnx, onnx)
-        if not Path("/dev/nvidia0").exists():
-            return "this machine has no NVIDIA GPU (/dev/nvidia0 is not there)"
+        if lacking := _no_gpu():
+            return lacking
         precisions = ("FP32", "TF32", "FP16", "INT8")
         return Machine(backend, precisions, "cuda:0", environments.for_backend("tensorrt"), onnx)
     except EnginehouseError as error:
         return error.message
+
+
+def _no_gpu() -> str:
+    """Why there is no GPU here; empty when there is one."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError as error:
+        return f"this machine has no NVIDIA GPU (NVML: {error})"
+    return "" if count else "this machine has no NVIDIA GPU"
 
 
 def with_poison(environment: WorkerEnvironment, folder: Path) -> tuple[WorkerEnvironment, Path]:

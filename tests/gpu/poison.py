@@ -17,7 +17,7 @@ from pathlib import Path
 
 PTX = b"""
 .version 7.0
-.target sm_70
+.target sm_80
 .address_size 64
 .visible .entry poison()
 {

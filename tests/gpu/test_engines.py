@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from building import SAMPLES, Workshop, array_of, run_one, variables, worker_of
 from conftest import PROFILE, Notes, Small
+from device_memory import taken
 from machine import LEAST_SQNR_DB, ROOT, Machine, say, sqnr_db, worst_row
 
 from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError
@@ -258,14 +259,10 @@ async def test_loads_and_unloads_give_device_memory_back(gpu: Machine, engine: P
 async def test_a_load_that_does_not_fit_says_what_it_needs(
     gpu: Machine, workshop: Workshop, large_model: Path, small: Small, engine: Path, notes: Notes
 ) -> None:
-    import pynvml
-
     large = await workshop.built("large", large_model, "FP32", (1, 8, 16))
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     async with worker_of(gpu) as worker:
         await worker.load("small", engine)
-        with _taken(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) - (600 << 20)):
+        with taken(leaving=300 << 20):
             with pytest.raises(EnginehouseError) as refused:
                 await worker.load("large", large)
             notes.add("out of memory at load", [refused.value.reason, refused.value.message])
@@ -274,13 +271,6 @@ async def test_a_load_that_does_not_fit_says_what_it_needs(
             found = await run_one(worker, "small", small.name, small.images[:4])
             assert worst_row(found, small.expected[:4]) < SAME_ROW["FP16"]
         await worker.load("large", large)  # with the memory back, it fits
-
-
-def _taken(size: int) -> Any:
-    from device_memory import taken
-
-    say(f"taking {size >> 20} MiB of device memory")
-    return taken(size)
 
 
 def test_device_arrays_in_the_workers_process(gpu: Machine, engine: Path, small: Small, tmp_path: Path) -> None:
