@@ -40,11 +40,11 @@ def recipe(variant: Variant) -> str:
 
 
 class Builds:
-    """The builds of a work folder. `close` ends the process that builds."""
+    """The builds of a work folder, each within `limit` seconds. `close` ends the process that builds."""
 
     def __init__(self, work: Path, limit_seconds: float) -> None:
         self._work = work
-        self._limit = limit_seconds
+        self.limit = limit_seconds
         self.log = work / "builds.log"  # TensorRT's messages
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
@@ -130,10 +130,10 @@ class Builds:
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            line = self._answers.get(timeout=self._limit)
+            line = self._answers.get(timeout=self.limit)
         except queue.Empty:
             self.close()
-            return {"error": f"took longer than {self._limit:.0f} s and was ended"}
+            return {"error": f"took longer than {self.limit:.0f} s and was ended"}
         except BrokenPipeError:
             line = ""
         if not line:

@@ -49,7 +49,8 @@ class Campaign:
         self.begin = time.monotonic()
         self.deadline: float = self.begin + float(arguments.deadline)
         self.failed: dict[str, str] = {}
-        self.builds = Builds(self.work, arguments.build_limit)
+        self.build_limit: float = arguments.build_limit
+        self.builds = Builds(self.work, self.build_limit)
         self.torch_limit: float = arguments.torch_limit
         self.sitting = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.environment = rows.add_environment(self.out, environment())
@@ -83,6 +84,7 @@ class Campaign:
             if self.late:
                 self.fail(variant.name, TimeoutError("the deadline came before its build"))
                 continue
+            self.builds.limit = max(1.0, min(self.build_limit, self.deadline - time.monotonic()))
             try:
                 record = self.builds.build(variant)
             except Exception as error:
@@ -96,7 +98,7 @@ class Campaign:
         """What runs a variant."""
         if variant.kind == "torch":
             mode = variant.options.get("mode", "reduce-overhead")
-            return TorchRunner(self.host_python, mode, self.work / "torch", self.torch_limit)
+            return TorchRunner(self.host_python, mode, self.work / "torch", self.torch_limit, self.deadline)
         folder = self.builds.folder(variant.plan_name)
         if variant.kind == "direct":
             return DirectRunner(folder / "model.plan")
@@ -150,8 +152,9 @@ def take_turns(
     gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
-            for point in wanted:
+        for number in range(rounds):
+            # Back and forth, so that no point always follows the same one.
+            for point in wanted if number % 2 == 0 else reversed(wanted):
                 attempt(point, lambda runner, p=point: window(runner, p))  # type: ignore[misc]
     finally:
         gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import subprocess
@@ -166,11 +167,14 @@ class DirectRunner:
 
 
 class TorchRunner:
-    """PyTorch in a process of its own (`torch_server.py`), idle unless asked."""
+    """PyTorch in a process of its own (`torch_server.py`), idle unless asked.
 
-    def __init__(self, python: str, mode: str, cache: Path, limit_seconds: float) -> None:
+    An answer may take `limit_seconds`, and none is awaited after `deadline` (monotonic clock).
+    """
+
+    def __init__(self, python: str, mode: str, cache: Path, limit_seconds: float, deadline: float = math.inf) -> None:
         command = [python, str(Path(__file__).parent / "torch_server.py"), "--mode", mode, "--cache", str(cache)]
-        self._limit = limit_seconds
+        self._limit, self._deadline = limit_seconds, deadline
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=host_environment(), bufsize=0
         )
@@ -202,12 +206,14 @@ class TorchRunner:
             self._process.stdin.write(command.encode() + b"\n")
         except BrokenPipeError:
             raise RuntimeError(f"PyTorch's process ended ({self._process.wait()})") from None
-        due = time.monotonic() + self._limit
+        due = min(time.monotonic() + self._limit, self._deadline)
         while b"\n" not in self._pending:
             left = due - time.monotonic()
             if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
                 self.close()
-                raise RuntimeError(f"PyTorch did not answer {command!r} within {self._limit:.0f} s and was ended")
+                raise RuntimeError(
+                    f"PyTorch did not answer {command!r} in time (at most {self._limit:.0f} s) and was ended"
+                )
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
                 raise RuntimeError(f"PyTorch's process ended ({self._process.wait()}) at {command!r}")

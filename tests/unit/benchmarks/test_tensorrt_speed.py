@@ -270,7 +270,7 @@ def test_pytorch_answers_or_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         with pytest.raises(RuntimeError, match="out of memory"):
             runner.warm(2, "engine", 1)
         runner._limit = 0.3
-        with pytest.raises(RuntimeError, match="within 0 s"):
+        with pytest.raises(RuntimeError, match="in time"):
             runner.warm(3, "engine", 1)
         with pytest.raises(RuntimeError, match="ended"):
             runner.rate(1, "engine", 1, 0.1)
