@@ -12,8 +12,9 @@ from enginehouse.client.calibrations import AsyncCalibrations
 from enginehouse.client.connection import TLS, Endpoint
 from enginehouse.client.datasets import AsyncDatasets
 from enginehouse.client.engines import AsyncEngines
+from enginehouse.client.fitting import Inputs
 from enginehouse.client.health import is_serving
-from enginehouse.client.inference import AsyncInference, Inputs
+from enginehouse.client.inference import AsyncInference
 from enginehouse.client.jobs import AsyncJob, AsyncJobs
 from enginehouse.client.models import AsyncModels
 from enginehouse.client.serving import AsyncServing
@@ -212,8 +213,13 @@ class AsyncClient:
         request_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
         casting: str = "safe",
+        into: Mapping[str, Any] | None = None,
     ) -> InferResult:
         """Run a model once.
+
+        Arrays on a device (CuPy's, PyTorch's, whatever has `__cuda_array_interface__`) stay there, as inputs and in
+        `into`: the server, on the same machine, reads and writes their memory. Needs enginehouse[cuda]. Nothing may
+        change them while the call runs. The server keeps their allocations open until the client is closed.
 
         Args:
             model_name: the served name.
@@ -226,6 +232,8 @@ class AsyncClient:
             request_id: comes back in the result.
             parameters: the protocol's request parameters.
             casting: NumPy's casting rule for arrays of another dtype: "no", "safe" or "same_kind".
+            into: arrays on a device that outputs are written to, by output name; the result holds them. Each has the
+                output's dtype and whole shape.
 
         Raises:
             InvalidArgumentError: a name, dtype or shape that the model does not take.
@@ -241,6 +249,7 @@ class AsyncClient:
             request_id=request_id,
             parameters=parameters,
             casting=casting,
+            into=into,
         )
 
     async def infer_stream(
@@ -295,6 +304,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the channels; calls in flight are cancelled. A second close does nothing."""
+        await self._infer.close()
         for endpoint in (self._optimizer, self._inference, self._telemetry):
             await endpoint.close()
 

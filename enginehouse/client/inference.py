@@ -11,12 +11,12 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from enginehouse.client.connection import Endpoint, Outgoing
-from enginehouse.client.tensors import decode, decode_contents, encode, fit
+from enginehouse.client.device_arrays import DeviceArray
+from enginehouse.client.device_memory import Placed, SharedDeviceMemory
+from enginehouse.client.fitting import Inputs, Wanted, fit_inputs, fit_targets, name_region, result_of, set_parameters
+from enginehouse.client.tensors import encode
 from enginehouse.client.values import InferResult, ModelIndex, ModelSignature, TensorSpec
 from enginehouse.errors import EnginehouseError, InvalidArgumentError, NotFoundError
-
-Inputs = Any
-"""An array for a model with one input, or a mapping from input name to array."""
 
 # Requests of a stream that wait for their answers.
 WINDOW = 32
@@ -28,6 +28,11 @@ class AsyncInference:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._signatures: dict[tuple[str, str], ModelSignature] = {}
+        self._memory = SharedDeviceMemory(endpoint)
+
+    async def close(self) -> None:
+        """Take back what this process registered with the server."""
+        await self._memory.close()
 
     async def infer(
         self,
@@ -40,16 +45,32 @@ class AsyncInference:
         request_id: str | None,
         parameters: Mapping[str, Any] | None,
         casting: str,
+        into: Mapping[str, Any] | None = None,
     ) -> InferResult:
         """One request (`Client.infer` says what the arguments mean)."""
-        request = await self._request(model_name, inputs, outputs, version, request_id, parameters, casting)
-        stub = self._stub()
+        wanted = Wanted(model_name, version, outputs, into or {}, parameters, casting)
+        for attempt in (1, 2):
+            try:
+                return await self._once(wanted, inputs, request_id, timeout)
+            except NotFoundError as error:
+                # A server that was started anew knows no device memory any more; nothing was computed.
+                if attempt == 2 or "region" not in error.details:
+                    raise
+                self._memory.forget()
+        raise AssertionError  # unreachable
+
+    async def _once(self, wanted: Wanted, inputs: Inputs, request_id: str | None, timeout: float | None) -> InferResult:
+        placed: list[Placed] = []
         try:
-            return result_of(await self._endpoint.unary(stub.ModelInfer, request, timeout=timeout))
+            request = await self._request(wanted, inputs, request_id, placed)
+            return result_of(await self._endpoint.unary(self._stub().ModelInfer, request, timeout=timeout), wanted.into)
         except (InvalidArgumentError, NotFoundError):
             # The model may have been replaced by one of another signature.
-            self._signatures.pop(_key(model_name, version), None)
+            self._signatures.pop(_key(wanted.model_name, wanted.version), None)
             raise
+        finally:
+            if placed:
+                await self._memory.release(placed)
 
     async def infer_stream(
         self,
@@ -64,25 +85,30 @@ class AsyncInference:
         window = asyncio.Semaphore(WINDOW)
         prefix = uuid.uuid4().hex[:8]
         arrived: dict[str, Any] = {}
+        placed: list[Placed] = []
+        wanted = Wanted(model_name, version, outputs, {}, None, casting)
         turn = 0
 
         async def messages() -> AsyncIterator[Any]:
             number = 0
             async for inputs in _iterate(requests):
                 await window.acquire()
-                yield await self._request(model_name, inputs, outputs, version, f"{prefix}-{number}", None, casting)
+                yield await self._request(wanted, inputs, f"{prefix}-{number}", placed)
                 number += 1
 
-        async for response in self._endpoint.stream(self._stub().ModelStreamInfer, Outgoing(messages())):
-            if response.error_message and not response.infer_response.id:
-                raise EnginehouseError(f"{model_name}: {response.error_message}")
-            arrived[response.infer_response.id] = response
-            while (ready := arrived.pop(f"{prefix}-{turn}", None)) is not None:
-                turn += 1
-                window.release()
-                if ready.error_message:
-                    raise EnginehouseError(f"{model_name}: {ready.error_message}")
-                yield result_of(ready.infer_response)
+        try:
+            async for response in self._endpoint.stream(self._stub().ModelStreamInfer, Outgoing(messages())):
+                if response.error_message and not response.infer_response.id:
+                    raise EnginehouseError(f"{model_name}: {response.error_message}")
+                arrived[response.infer_response.id] = response
+                while (ready := arrived.pop(f"{prefix}-{turn}", None)) is not None:
+                    turn += 1
+                    window.release()
+                    if ready.error_message:
+                        raise EnginehouseError(f"{model_name}: {ready.error_message}")
+                    yield result_of(ready.infer_response, {})
+        finally:
+            await self._memory.release(placed)
 
     async def signature(self, model_name: str, version: int | str | None) -> ModelSignature:
         """What a served model takes and gives, asked of the server."""
@@ -122,71 +148,38 @@ class AsyncInference:
     def _stub(self) -> Any:
         return self._endpoint.stub(service_pb2_grpc.GRPCInferenceServiceStub)
 
-    async def _request(
-        self,
-        model_name: str,
-        inputs: Inputs,
-        outputs: Sequence[str] | None,
-        version: int | str | None,
-        request_id: str | None,
-        parameters: Mapping[str, Any] | None,
-        casting: str,
-    ) -> Any:
-        tensors = await self._fitted(model_name, inputs, version, casting)
-        request = pb.ModelInferRequest(model_name=model_name, model_version=_version(version), id=request_id or "")
+    async def _request(self, wanted: Wanted, inputs: Inputs, request_id: str | None, placed: list[Placed]) -> Any:
+        """A request; what it names of device memory is added to `placed`, and is the caller's to release."""
+        tensors, targets, signature = await self._fitted(wanted, inputs)
+        request = pb.ModelInferRequest(
+            model_name=wanted.model_name, model_version=_version(wanted.version), id=request_id or ""
+        )
         for name, (datatype, array) in tensors.items():
-            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            request.raw_input_contents.append(encode(datatype, array))
-        for name in outputs or ():
-            request.outputs.add(name=name)
-        for name, value in (parameters or {}).items():
-            setattr(request.parameters[name], _parameter_field(name, value), value)
+            tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            if isinstance(array, DeviceArray):
+                placed.append(await self._memory.place(array, f"input {name!r}"))
+                name_region(tensor.parameters, placed[-1], array.nbytes)
+            else:
+                request.raw_input_contents.append(encode(datatype, array))
+        for name in wanted.output_names(signature):
+            tensor = request.outputs.add(name=name)
+            if name in targets:
+                placed.append(await self._memory.place(targets[name], f"output {name!r}"))
+                name_region(tensor.parameters, placed[-1], targets[name].nbytes)
+        set_parameters(request.parameters, wanted.parameters or {})
         return request
 
     async def _fitted(
-        self, model_name: str, inputs: Inputs, version: int | str | None, casting: str
-    ) -> dict[str, tuple[str, Any]]:
-        signature = self._signatures.get(_key(model_name, version))
-        if signature is None:
-            return fit_inputs(inputs, await self.signature(model_name, version), casting)
-        try:
-            return fit_inputs(inputs, signature, casting)
-        except InvalidArgumentError:
-            # What we remember may be an older version's signature: ask before refusing.
-            return fit_inputs(inputs, await self.signature(model_name, version), casting)
-
-
-def fit_inputs(inputs: Inputs, signature: ModelSignature, casting: str) -> dict[str, tuple[str, Any]]:
-    """Inputs by name as (datatype, array).
-
-    Raises:
-        InvalidArgumentError: a name, dtype or shape that the model does not take.
-    """
-    specs = {spec.name: spec for spec in signature.inputs}
-    if not isinstance(inputs, Mapping):
-        if len(specs) != 1:
-            raise InvalidArgumentError(
-                f"{signature.name} has the inputs {', '.join(specs)}: pass a mapping from name to array"
-            )
-        inputs = {next(iter(specs)): inputs}
-    for name in inputs:
-        if name not in specs:
-            raise InvalidArgumentError(f"{signature.name} has no input {name!r}: expected {', '.join(specs)}")
-    # Missing ones are the server's to judge: an input may be optional.
-    return {name: fit(value, specs[name], casting) for name, value in inputs.items()}
-
-
-def result_of(response: Any) -> InferResult:
-    """A response as arrays."""
-    arrays: dict[str, Any] = {}
-    raw = list(response.raw_output_contents)
-    for place, output in enumerate(response.outputs):
-        if place < len(raw):
-            arrays[output.name] = decode(output.datatype, output.shape, raw[place])
-        else:
-            arrays[output.name] = decode_contents(output.datatype, output.shape, output.contents)
-    parameters = {name: getattr(p, p.WhichOneof("parameter_choice")) for name, p in response.parameters.items()}
-    return InferResult(response.model_name, response.model_version, response.id, arrays, parameters)
+        self, wanted: Wanted, inputs: Inputs
+    ) -> tuple[dict[str, tuple[str, Any]], dict[str, DeviceArray], ModelSignature]:
+        signature = self._signatures.get(_key(wanted.model_name, wanted.version))
+        if signature is not None:
+            try:
+                return fit_inputs(inputs, signature, wanted.casting), fit_targets(wanted.into, signature), signature
+            except InvalidArgumentError:
+                pass  # what we remember may be an older version's signature: ask before refusing
+        signature = await self.signature(wanted.model_name, wanted.version)
+        return fit_inputs(inputs, signature, wanted.casting), fit_targets(wanted.into, signature), signature
 
 
 async def _iterate(items: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
@@ -208,10 +201,3 @@ def _version(version: int | str | None) -> str:
 
 def _key(model_name: str, version: int | str | None) -> tuple[str, str]:
     return model_name, _version(version)
-
-
-def _parameter_field(name: str, value: Any) -> str:
-    for kind, field in ((bool, "bool_param"), (int, "int64_param"), (float, "double_param"), (str, "string_param")):
-        if isinstance(value, kind):
-            return field
-    raise InvalidArgumentError(f"parameter {name!r} is {type(value).__name__}: expected bool, int, float or str")

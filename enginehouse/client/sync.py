@@ -10,7 +10,7 @@ from enginehouse.client.addresses import INFERENCE, OPTIMIZER, TELEMETRY, Addres
 from enginehouse.client.aio import AsyncClient
 from enginehouse.client.calibrations import Calibrations
 from enginehouse.client.connection import TLS
-from enginehouse.client.inference import Inputs
+from enginehouse.client.fitting import Inputs
 from enginehouse.client.portal import Portal
 from enginehouse.client.store import Store
 from enginehouse.client.sync_resources import Datasets, Engines, Job, Jobs, Models, Serving, Telemetry
@@ -164,11 +164,13 @@ class Client:
         request_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
         casting: str = "safe",
+        into: Mapping[str, Any] | None = None,
     ) -> InferResult:
         """Run a model once: an array, or a mapping from input name to array, in; a mapping from output name out.
 
         An array of another dtype is cast where no value can change (uint8 to FP32); for float64 to FP32 say
-        `casting="same_kind"`. `AsyncClient.infer` says what each argument means.
+        `casting="same_kind"`. Arrays on a GPU stay there, as inputs and as the outputs `into` which a model writes.
+        `AsyncClient.infer` says what each argument means.
         """
         return self._portal.run(
             self._inner.infer(
@@ -180,6 +182,7 @@ class Client:
                 request_id=request_id,
                 parameters=parameters,
                 casting=casting,
+                into=into,
             )
         )
 

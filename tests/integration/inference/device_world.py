@@ -13,6 +13,9 @@ import numpy as np
 import tritonclient.grpc as triton
 from inference_world import Server, load
 
+from enginehouse.client.cuda import Allocation
+from enginehouse.client.device_arrays import DeviceArray
+
 _WORKER = Path(__file__).with_name("file_worker.py")
 
 
@@ -81,6 +84,45 @@ class DeviceWorld:
     def go(self) -> None:
         """Let requests that wait go on."""
         (self.memory / "go").touch()
+
+
+class FileArray:
+    """Device memory as a library shows it: `rows` of 4 floats at an address of `FileDriver`'s."""
+
+    def __init__(self, pointer: int, rows: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (rows, 4),
+            "typestr": "<f4",
+            "data": (pointer, False),
+            "version": 3,
+            "stream": 7,
+        }
+
+
+class FileDriver:
+    """The SDK's `DeviceDriver` for files: addresses that stand for them."""
+
+    def __init__(self, world: DeviceWorld) -> None:
+        self._world = world
+        self._names: list[str] = []
+        self.waited: list[int] = []
+
+    def allocate(self, name: str) -> int:
+        """1024 bytes; returns their address."""
+        self._world.allocate(name)
+        self._names.append(name)
+        return len(self._names) << 20
+
+    def allocation(self, pointer: int, what: str) -> Allocation:
+        number = pointer >> 20
+        return Allocation(number << 20, 1024, number, 0)
+
+    def handle(self, allocation: Allocation) -> bytes:
+        return handle(self._names[allocation.identity - 1])
+
+    def synchronize(self, array: DeviceArray) -> None:
+        assert array.stream is not None
+        self.waited.append(array.stream)
 
 
 def in_region(name: str, rows: int, offset: int = 0) -> Any:

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from device_world import DeviceWorld, handle, in_region, into_region
+from device_world import DeviceWorld, FileArray, FileDriver, handle, in_region, into_region
 from file_worker import LOSE, WAIT
 from inference_world import Server, floats, load, tensor, wait_for
 from tritonclient.utils import InferenceServerException, shared_memory
+
+from enginehouse import AsyncClient, Client
+from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
 
 
 def refused(code: str, *words: str) -> Any:
@@ -222,6 +225,83 @@ def test_a_gpu_process_says_what_it_is_and_runs_cpu_engines_beside_it(world: Dev
 def test_a_cpu_process_refuses_a_gpus_engine(server: Server, shared: DeviceWorld) -> None:
     with refused("FAILED_PRECONDITION", "built for a GPU", "ENGINEHOUSE_DEVICE=cuda:0"):
         load(server.client(), shared.engines, "device", "foreign", options={})
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, world: DeviceWorld) -> FileDriver:
+    """The SDK's, in place of CUDA's."""
+    driver = FileDriver(world)
+    monkeypatch.setattr("enginehouse.client.device_memory.open_driver", lambda: driver)
+    return driver
+
+
+def test_the_sdk_takes_device_arrays(world: DeviceWorld, driver: FileDriver) -> None:
+    a, b = driver.allocate("a"), driver.allocate("b")
+    sent = floats(3)
+    world.write("a", sent, offset=96)
+    x, y = FileArray(a + 96, 3), FileArray(b + 512, 3)
+    with Client(inference=world.server.address) as client:
+        for _ in range(2):
+            world.write("b", np.zeros(256, np.float32))
+            result = client.infer("one", x, into={"y": y})
+            assert result["y"] is y
+            np.testing.assert_array_equal(world.read("b", (3, 4), offset=512), 2 * sent)
+            np.testing.assert_array_equal(result["z"], -sent)
+        assert set(client.infer("one", {"x": x}, outputs=["y"], into={"y": y})) == {"y"}
+        assert set(client.infer("one", {"x": x}, outputs=["z"])) == {"z"}
+        client.infer("one", sent, into={"z": FileArray(a, 3)})
+        np.testing.assert_array_equal(world.read("a", (3, 4)), -sent)
+        # Each allocation is registered once, and each array's stream is waited for.
+        assert len(world.client.get_cuda_shared_memory_status().regions) == 2
+        assert driver.waited == [7] * 8
+        stream = [result["y"][0, 0] for result in client.infer_stream("one", [x, sent, x])]
+        assert stream[1] == 0
+        with pytest.raises(InvalidArgumentError, match=r"has shape .3, 4., and the device array .* .5, 4."):
+            client.infer("one", x, into={"y": FileArray(b, 5)})
+        with pytest.raises(InvalidArgumentError, match="into: output 'y' is ndarray"):
+            client.infer("one", x, into={"y": sent})
+        with pytest.raises(InvalidArgumentError, match="no output 'w'"):
+            client.infer("one", x, into={"w": y})
+    assert not world.client.get_cuda_shared_memory_status().regions
+    assert world.done().count("close") == 2
+
+
+def test_the_sdk_registers_again_with_a_server_that_forgot(world: DeviceWorld, driver: FileDriver) -> None:
+    x = FileArray(driver.allocate("a"), 2)
+    world.write("a", floats(2))
+    with Client(inference=world.server.address) as client:
+        client.infer("one", x)
+        world.client.unregister_cuda_shared_memory()
+        np.testing.assert_array_equal(client.infer("one", x)["y"], 2 * floats(2))
+        (world.memory / "b").unlink(missing_ok=True)
+        b = driver.allocate("b")
+        (world.memory / "b").unlink()
+        with pytest.raises(InvalidArgumentError, match=r"input 'x'.*cannot use its device memory.*NumPy"):
+            client.infer("one", FileArray(b, 2))
+
+
+async def test_the_sdk_keeps_a_bounded_number_of_allocations(
+    world: DeviceWorld, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginehouse.client.device_memory.KEEP", 2)
+    arrays = [FileArray(driver.allocate(f"m{number}"), 1) for number in range(5)]
+    async with AsyncClient(inference=world.server.address) as client:
+        for _ in range(2):
+            for array in arrays:
+                await client.infer("one", array)
+            assert len(world.client.get_cuda_shared_memory_status().regions) == 2
+        # Those in use are kept, however many, and each is registered once.
+        await asyncio.gather(*(client.infer("one", array) for array in arrays * 4))
+        assert len(world.client.get_cuda_shared_memory_status().regions) == 2
+
+
+def test_the_sdk_says_so_where_the_server_has_no_gpu(server: Server, driver: FileDriver) -> None:
+    x = FileArray(driver.allocate("a"), 2)
+    with (
+        Client(inference=server.address) as client,
+        pytest.raises(FailedPreconditionError, match=r"input 'x'.*no GPU in this process.*NumPy"),
+    ):
+        client.infer("double", x)
 
 
 def test_a_lost_device_costs_its_worker_and_no_more(start_world: Callable[..., DeviceWorld], models: Path) -> None:
