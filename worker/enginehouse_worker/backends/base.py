@@ -74,6 +74,69 @@ class Instance(Protocol):
     def close(self) -> None: ...
 
 
+class DeviceArray(Protocol):
+    """An array in device memory, in the form that array libraries exchange."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class PipelinedInstance(Protocol):
+    """An instance that takes a batch while others are under way. One thread begins, one other may finish."""
+
+    ring: int
+
+    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        """As `Instance.run`."""
+
+    def output_shapes(self, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shapes of all outputs for inputs of these shapes."""
+
+    def begin(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+        """Begin a batch, with at most `ring` begun and not finished; returns what `finish` takes.
+
+        Args:
+            inputs: NumPy arrays and `DeviceArray`s; they must stay as they are until the batch is finished.
+            outputs: for each wanted output the array, of either kind, that it is written to.
+        """
+
+    def finish(self, ticket: Any) -> None:
+        """Wait until a batch's outputs are where they were to go."""
+
+    def close(self) -> None: ...
+
+
+class DeviceRegion(Protocol):
+    """Another process's device memory."""
+
+    def array(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> DeviceArray:
+        """An array in it; INVALID_ARGUMENT when it does not lie in the region."""
+
+    def close(self) -> None:
+        """Unmap it; nothing may be using it."""
+
+
+class DeviceMemory(Protocol):
+    """What a device does with memory that others own. Thread-safe."""
+
+    def register(self, address: int, size: int, *, writable: bool) -> bool:
+        """Let the device copy from and to host memory where it is; False when that cannot be."""
+
+    def unregister(self, address: int) -> None:
+        """Undo `register`."""
+
+    def open_region(self, handle: bytes, size: int) -> DeviceRegion:
+        """Open memory by its handle; INVALID_ARGUMENT for one that opens nothing."""
+
+
+@runtime_checkable
+class DeviceMemoryBackend(Protocol):
+    """A backend whose instances are pipelined and take device memory."""
+
+    def device_memory(self, device: str) -> DeviceMemory: ...
+
+
 class LoadedEngine(Protocol):
     """An engine in memory, from which instances are made."""
 

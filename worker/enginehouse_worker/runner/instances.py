@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import queue
 import threading
 import time
 import traceback
@@ -10,20 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from enginehouse_worker.backends.base import Backend, Instance, LoadedEngine, TensorSpec
+from enginehouse_worker.backends.base import Backend, Instance, LoadedEngine, PipelinedInstance, TensorSpec
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import read_json
 from enginehouse_worker.runner.measure import random_inputs
 
 
 class Job(Protocol):
-    """Work for one instance. Exactly one of the two methods is called, once."""
+    """Work for one instance. Exactly one of `run` and `begin` is called, or `fail` without either, once."""
 
     @property
     def id(self) -> int: ...
 
     def run(self, instance: Instance) -> None:
         """Do it; whatever it raises becomes `fail`'s error."""
+
+    def begin(self, instance: PipelinedInstance) -> Callable[[], None] | None:
+        """Begin it; what comes back ends it, None when it is done. Whatever either raises becomes `fail`'s error."""
 
     def fail(self, error: WorkerError) -> None: ...
 
@@ -122,6 +127,14 @@ class Model:
             if error is not None:
                 raise error
 
+    def facts(self) -> dict[str, int]:
+        """What only some backends know: what the engine takes of the device, and batches an instance takes at once."""
+        known = {
+            "device_memory_bytes": getattr(self.engine, "device_memory_bytes", None),
+            "concurrency": getattr(self.engine, "concurrency", None),
+        }
+        return {name: int(value) for name, value in known.items() if value is not None}
+
     def close(self) -> None:
         """Let queued jobs finish, then free everything."""
         self.queue.close()
@@ -143,14 +156,50 @@ class Model:
             report(as_worker_error(error, f"{self.key}: creating and warming up an instance"))
             return
         report(None)
-        while (job := self.queue.take()) is not None:
-            try:
-                job.run(instance)
-            except BaseException as error:
-                if not isinstance(error, WorkerError | UnicodeDecodeError):
-                    traceback.print_exc()
-                job.fail(as_worker_error(error, f"running {self.key}"))
+        if isinstance(instance, PipelinedInstance):
+            self._pipeline(instance)
+        else:
+            while (job := self.queue.take()) is not None:
+                self._attempt(job, functools.partial(job.run, instance))
         instance.close()
+
+    def _pipeline(self, instance: PipelinedInstance) -> None:
+        """Begin jobs as long as the ring has room; a second thread waits for them, so that no job waits for a wait."""
+        begun: queue.SimpleQueue[tuple[Job, Callable[[], None]] | None] = queue.SimpleQueue()
+        room = threading.Semaphore(instance.ring)
+
+        def finish() -> None:
+            while (item := begun.get()) is not None:
+                self._attempt(*item)
+                del item  # it holds views of segments
+                room.release()
+
+        finisher = threading.Thread(target=finish, name=f"{threading.current_thread().name}.finish", daemon=True)
+        finisher.start()
+        while True:
+            # Room before a job: a job that this instance cannot begin yet is left to the others.
+            room.acquire()
+            job = self.queue.take()
+            if job is None:
+                break
+            end = self._attempt(job, functools.partial(job.begin, instance))
+            if end is None:
+                room.release()
+            else:
+                begun.put((job, end))
+            del job, end
+        begun.put(None)
+        finisher.join()
+
+    def _attempt(self, job: Job, step: Callable[[], Any]) -> Any:
+        """What a step of a job returns; None when it raised, and the job has failed."""
+        try:
+            return step()
+        except BaseException as error:
+            if not isinstance(error, WorkerError | UnicodeDecodeError):
+                traceback.print_exc()
+            job.fail(as_worker_error(error, f"running {self.key}"))
+            return None
 
 
 def load_model(

@@ -7,10 +7,14 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from enginehouse_worker.backends.base import DeviceMemory
 from enginehouse_worker.errors import WorkerError
+from enginehouse_worker.runner.regions import Hold
 
 SMALLEST = 1 << 12
 # Free segments kept for reuse; beyond it the least useful are given back to the system.
@@ -67,9 +71,26 @@ class SegmentPool:
         self._free_bytes = 0
         self._used: dict[int, Segment] = {}
         self._next = 1
+        # By segment: what it is registered with, None where that was tried in vain.
+        self._registered: dict[int, DeviceMemory | None] = {}
 
-    def acquire(self, size: int) -> Segment:
-        """A segment of at least `size` bytes, ours until `release`; its content is undefined."""
+    def acquire(self, size: int, memory: DeviceMemory | None = None) -> Segment:
+        """A segment of at least `size` bytes, ours until `release`; its content is undefined.
+
+        Args:
+            memory: a device to register it with, once, so that it writes there directly.
+        """
+        segment = self._acquire(size)
+        if memory is not None and segment.id not in self._registered:
+            try:
+                registered = memory.register(_address(segment.memory), segment.size, writable=True)
+            except BaseException:
+                self.release(segment.id)
+                raise
+            self._registered[segment.id] = memory if registered else None
+        return segment
+
+    def _acquire(self, size: int) -> Segment:
         wanted = size_class(size)
         with self._lock:
             if free := self._free.get(wanted):
@@ -96,6 +117,8 @@ class SegmentPool:
             dropped = self._trim()
         for old in dropped:
             self._drop(old)
+            if (memory := self._registered.pop(old.id, None)) is not None:
+                memory.unregister(_address(old.memory))
             _close(old.memory)
             os.close(old.descriptor)
         return True
@@ -109,14 +132,28 @@ class SegmentPool:
         return dropped
 
 
+@dataclass
+class _Mapped:
+    """A peer's segment. `memory` is registered with `device` when that is set; `tried` once that was attempted."""
+
+    memory: mmap.mmap
+    descriptor: int
+    users: int = 0
+    dropped: bool = False
+    tried: bool = False
+    device: DeviceMemory | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 class SegmentMap:
     """The peer's segments, mapped for reading. Thread-safe."""
 
     def __init__(self) -> None:
-        self._maps: dict[int, mmap.mmap] = {}
+        self._lock = threading.Lock()
+        self._maps: dict[int, _Mapped] = {}
 
     def add(self, identifier: int, size: int, descriptor: int) -> None:
-        """Map a segment; closes the descriptor.
+        """Map a segment; takes the descriptor over.
 
         Raises:
             WorkerError: INVALID_ARGUMENT when the descriptor's file is smaller than announced.
@@ -126,13 +163,44 @@ class SegmentMap:
             if size < 1 or actual < size:
                 message = f"segment {identifier} was announced with {size} bytes but has {actual}"
                 raise WorkerError("INVALID_ARGUMENT", message)
-            self._maps[identifier] = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
-        finally:
+            mapped = _Mapped(mmap.mmap(descriptor, size, prot=mmap.PROT_READ), descriptor)
+        except BaseException:
             os.close(descriptor)
+            raise
+        self.drop(identifier)
+        self._maps[identifier] = mapped
 
     def drop(self, identifier: int) -> None:
-        if (memory := self._maps.pop(identifier, None)) is not None:
-            _close(memory)
+        """Unmap a segment once nothing holds it."""
+        with self._lock:
+            mapped = self._maps.pop(identifier, None)
+            if mapped is None:
+                return
+            mapped.dropped = True
+            if mapped.users:
+                return
+        _unmap(mapped)
+
+    def hold(self, identifiers: Sequence[int], memory: DeviceMemory) -> Hold:
+        """Keep segments mapped while a device copies from them; registers each with it, once.
+
+        Raises:
+            WorkerError: INVALID_ARGUMENT for one that was not announced.
+        """
+        held: list[_Mapped] = []
+        hold = Hold(lambda: self._release(held))
+        try:
+            for identifier in identifiers:
+                with self._lock:
+                    mapped = self._find(identifier)
+                    mapped.users += 1
+                    held.append(mapped)
+                if not mapped.tried:
+                    _register(mapped, memory)
+        except BaseException:
+            hold.release()
+            raise
+        return hold
 
     def view(self, identifier: int, offset: int, size: int) -> memoryview:
         """`size` bytes of a segment from `offset` on.
@@ -140,13 +208,58 @@ class SegmentMap:
         Raises:
             WorkerError: INVALID_ARGUMENT when there is no such segment or it is shorter.
         """
-        memory = self._maps.get(identifier)
-        if memory is None:
-            raise WorkerError("INVALID_ARGUMENT", f"unknown segment {identifier}: expected one that a frame announced")
+        memory = self._find(identifier).memory
         if offset < 0 or size < 0 or offset + size > len(memory):
             message = f"bytes {offset} to {offset + size} of segment {identifier}, which has {len(memory)}"
             raise WorkerError("INVALID_ARGUMENT", message)
-        return memoryview(memory)[offset : offset + size]
+        return memoryview(memory)[offset : offset + size].toreadonly()
+
+    def _find(self, identifier: int) -> _Mapped:
+        mapped = self._maps.get(identifier)
+        if mapped is None:
+            raise WorkerError("INVALID_ARGUMENT", f"unknown segment {identifier}: expected one that a frame announced")
+        return mapped
+
+    def _release(self, held: Sequence[_Mapped]) -> None:
+        unused = []
+        with self._lock:
+            for mapped in held:
+                mapped.users -= 1
+                if mapped.dropped and not mapped.users:
+                    unused.append(mapped)
+        for mapped in unused:
+            _unmap(mapped)
+
+
+def _register(mapped: _Mapped, memory: DeviceMemory) -> None:
+    with mapped.lock:
+        if mapped.tried:
+            return
+        size = len(mapped.memory)
+        if memory.register(_address(mapped.memory), size, writable=False):
+            mapped.device = memory
+        else:
+            # Not every driver locks pages that are mapped for reading only; we still write none of them.
+            with contextlib.suppress(OSError):
+                writable = mmap.mmap(mapped.descriptor, size)
+                if memory.register(_address(writable), size, writable=True):
+                    readable, mapped.memory = mapped.memory, writable
+                    mapped.device = memory
+                    _close(readable)
+                else:
+                    writable.close()
+        mapped.tried = True
+
+
+def _unmap(mapped: _Mapped) -> None:
+    if mapped.device is not None:
+        mapped.device.unregister(_address(mapped.memory))
+    _close(mapped.memory)
+    os.close(mapped.descriptor)
+
+
+def _address(memory: mmap.mmap) -> int:
+    return int(np.frombuffer(memory, np.uint8).ctypes.data)
 
 
 def _close(memory: mmap.mmap) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import os
 import queue
@@ -12,11 +13,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from enginehouse_worker.backends.base import Backend
+from enginehouse_worker.backends.base import Backend, DeviceMemory, DeviceMemoryBackend
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.runner.framing import BadFrameError, Channel, take_socket
 from enginehouse_worker.runner.instances import Model, as_worker_error, load_model, monotonic_ns, resident_bytes
 from enginehouse_worker.runner.jobs import Frame, Inference, Load, Measurement, Peer
+from enginehouse_worker.runner.regions import RegionMap, region_numbers
 from enginehouse_worker.runner.segments import Segment, SegmentMap, SegmentPool
 
 PROTOCOL = 1
@@ -41,9 +43,14 @@ class Runner:
         self._models: dict[str, Model] = {}
         self._segments = SegmentMap()
         self._pool = SegmentPool(self._announce, self._drop)
-        self._peer = Peer(channel, self._segments, self._pool)
+        self._regions = RegionMap()
+        self._memory_lock = threading.Lock()
+        self._memory: DeviceMemory | None = None
+        self._peer = Peer(channel, self._segments, self._pool, self._regions, self._device_memory)
         # Loads and unloads in order, away from the thread that answers pings.
         self._changes: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # Opening the device and its regions takes time too, and must not wait for a load.
+        self._openings: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Serve until `shutdown` or the end of the stream."""
@@ -54,10 +61,12 @@ class Runner:
                 "pid": os.getpid(),
                 "backends": self._backends,
                 "device": self._device,
+                "memory": ["host", "cuda"] if self._memory_backend() else ["host"],
             }
         )
         loader = threading.Thread(target=self._change, name="loader", daemon=True)
         loader.start()
+        threading.Thread(target=self._open, name="regions", daemon=True).start()
         while True:
             try:
                 received = self._channel.receive()
@@ -82,7 +91,7 @@ class Runner:
             kind = frame.get("type")
             if kind == "infer":
                 self._release(frame.get("release", ()))
-                self._model(frame).queue.put(Inference(self._peer, self._model(frame), frame, received_ns))
+                self._infer(frame, received_ns)
             elif kind == "release":
                 self._release(frame["segments"])
             elif kind == "segment":
@@ -97,6 +106,13 @@ class Runner:
                 self._cancel(int(frame["id"]))
             elif kind == "measure":
                 self._model(frame).queue.put(Measurement(self._peer, self._model(frame), frame))
+            elif kind == "region":
+                region, size = int(frame["region"]), int(frame["bytes"])
+                handle = base64.b64decode(str(frame["handle"]), validate=True)
+                self._openings.put(lambda: self._open_region(identifier, region, size, handle))
+            elif kind == "close":
+                region = int(frame["region"])
+                self._openings.put(lambda: self._close_region(identifier, region))
             elif kind == "load":
                 load = Load.parse(frame)
                 self._changes.put(lambda: self._load(identifier, load))
@@ -109,6 +125,51 @@ class Runner:
             self._peer.error(identifier, WorkerError("INVALID_ARGUMENT", message))
         except (WorkerError, OSError) as error:
             self._peer.error(identifier, as_worker_error(error, f"a {frame.get('type')} frame"))
+
+    def _infer(self, frame: Frame, received_ns: int) -> None:
+        model = self._model(frame)
+        numbers = region_numbers(frame)
+        if numbers and self._memory_backend() is None:
+            raise WorkerError("FAILED_PRECONDITION", f"a worker on {self._device!r} takes no CUDA memory")
+        hold = self._regions.hold(numbers)
+        try:
+            model.queue.put(Inference(self._peer, model, frame, received_ns, hold))
+        except BaseException:
+            hold.release()
+            raise
+
+    def _memory_backend(self) -> DeviceMemoryBackend | None:
+        """The backend that reaches the memory of this worker's device; None when the device is no GPU."""
+        if not self._device.startswith(("cuda", "gpu")):
+            return None
+        found = (self._find_backend(name) for name in self._backends)
+        return next((backend for backend in found if isinstance(backend, DeviceMemoryBackend)), None)
+
+    def _device_memory(self) -> DeviceMemory:
+        with self._memory_lock:
+            if self._memory is None:
+                backend = self._memory_backend()
+                if backend is None:
+                    raise WorkerError("FAILED_PRECONDITION", f"a worker on {self._device!r} takes no CUDA memory")
+                self._memory = backend.device_memory(self._device)
+            return self._memory
+
+    def _open(self) -> None:
+        while True:
+            self._openings.get()()
+
+    def _open_region(self, identifier: Any, region: int, size: int, handle: bytes) -> None:
+        try:
+            self._regions.open(region, size, handle, self._device_memory())
+            self._channel.send({"type": "opened", "id": identifier})
+        except BaseException as error:
+            self._peer.error(identifier, as_worker_error(error, "opening device memory"))
+
+    def _close_region(self, identifier: Any, region: int) -> None:
+        try:
+            self._regions.close(region, lambda: self._channel.send({"type": "closed", "id": identifier}))
+        except BaseException as error:
+            self._peer.error(identifier, as_worker_error(error, "closing device memory"))
 
     def _release(self, segments: Sequence[Any]) -> None:
         for segment in segments:
@@ -153,6 +214,7 @@ class Runner:
                     "max_batch_size": model.max_batch_size,
                     "seconds": (monotonic_ns() - begin) / 1e9,
                     "memory_bytes": max(resident_bytes() - resident, 0),
+                    **model.facts(),
                 }
             )
         except BaseException as error:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from enginehouse_worker.backends.base import Array, TensorSpec, numpy_dtype
+from enginehouse_worker.backends.base import Array, DeviceArray, DeviceMemory, TensorSpec, numpy_dtype
 from enginehouse_worker.errors import WorkerError
+from enginehouse_worker.runner.regions import RegionMap
 from enginehouse_worker.runner.segments import Segment, SegmentMap, SegmentPool
 
 # Tensors begin on cache lines, which vector loads and device copies like.
@@ -58,16 +59,24 @@ def encode_bytes(array: Array) -> bytes:
     return b"".join(parts)
 
 
-def read_inputs(described: Sequence[Mapping[str, Any]], segments: SegmentMap) -> dict[str, Array]:
-    """The arrays that an `infer` frame describes; numeric ones are views of the peer's segment.
+def read_inputs(
+    described: Sequence[Mapping[str, Any]], segments: SegmentMap, regions: RegionMap | None = None
+) -> dict[str, Array | DeviceArray]:
+    """The arrays that an `infer` frame describes; numeric ones are views of the peer's segment or region.
+
+    Args:
+        regions: where inputs in device memory are; without it they are refused.
 
     Raises:
         WorkerError: INVALID_ARGUMENT naming the tensor and what is wrong.
     """
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Array | DeviceArray] = {}
     for tensor in described:
         name, dtype = str(tensor["name"]), str(tensor["dtype"])
         shape = tuple(int(d) for d in tensor["shape"])
+        if "region" in tensor:
+            arrays[name] = _read_region(tensor, dtype, shape, regions)
+            continue
         data = segments.view(int(tensor["segment"]), int(tensor["offset"]), int(tensor["bytes"]))
         count = math.prod(shape)
         try:
@@ -81,6 +90,21 @@ def read_inputs(described: Sequence[Mapping[str, Any]], segments: SegmentMap) ->
         except ValueError as error:
             raise WorkerError("INVALID_ARGUMENT", f"input {name!r}: {error}") from None
     return arrays
+
+
+def _read_region(
+    tensor: Mapping[str, Any], dtype: str, shape: tuple[int, ...], regions: RegionMap | None
+) -> DeviceArray:
+    if regions is None:
+        raise WorkerError("FAILED_PRECONDITION", f"input {tensor['name']!r}: this engine takes no device memory")
+    try:
+        array = regions.array(int(tensor["region"]), dtype, shape, int(tensor["offset"]))
+        needed = math.prod(shape) * numpy_dtype(dtype).itemsize
+        if int(tensor["bytes"]) != needed:
+            raise ValueError(f"{tensor['bytes']} bytes: {dtype} of shape {list(shape)} takes {needed}")
+    except (WorkerError, ValueError) as error:
+        raise WorkerError("INVALID_ARGUMENT", f"input {tensor['name']!r}: {error}") from None
+    return array
 
 
 @dataclass(frozen=True)
@@ -121,6 +145,59 @@ def write_outputs(
     except BaseException:
         pool.release(segment.id)
         raise
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where outputs go, before they are there: `arrays` by name, `described` as the answer says it."""
+
+    arrays: dict[str, Array | DeviceArray]
+    described: list[dict[str, Any]]
+    segment: int | None
+
+
+def place_outputs(
+    shapes: Mapping[str, tuple[int, ...]],
+    specs: Mapping[str, TensorSpec],
+    wanted: Sequence[Mapping[str, Any]],
+    pool: SegmentPool,
+    regions: RegionMap,
+    memory: DeviceMemory,
+) -> Places:
+    """Room for outputs of known shapes: in the regions that `wanted` names, the others in one segment of ours.
+
+    Args:
+        shapes: of the outputs to give, in order.
+        wanted: the frame's `places`.
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT for a place that is too small, or of an output that is not given.
+    """
+    places = {str(place["name"]): place for place in wanted}
+    if unknown := [name for name in places if name not in shapes]:
+        raise WorkerError("INVALID_ARGUMENT", f"a place for {unknown[0]!r}, which is none of the outputs asked for")
+    sizes = {name: math.prod(shape) * numpy_dtype(specs[name].dtype).itemsize for name, shape in shapes.items()}
+    arrays: dict[str, Array | DeviceArray] = {}
+    for name, place in places.items():
+        if int(place["bytes"]) < sizes[name]:
+            raise WorkerError(
+                "INVALID_ARGUMENT", f"output {name!r} has {sizes[name]} bytes; its place has {place['bytes']}"
+            )
+        arrays[name] = regions.array(int(place["region"]), specs[name].dtype, shapes[name], int(place["offset"]))
+    total = sum(aligned(size) for name, size in sizes.items() if name not in places)
+    segment = pool.acquire(total, memory) if len(places) < len(shapes) else None
+    described, offset = [], 0
+    for name, shape in shapes.items():
+        entry = {"name": name, "dtype": specs[name].dtype, "shape": list(shape), "bytes": sizes[name]}
+        if name in places:
+            described.append({**entry, "region": int(places[name]["region"]), "offset": int(places[name]["offset"])})
+            continue
+        assert segment is not None
+        kind = numpy_dtype(specs[name].dtype)
+        arrays[name] = np.frombuffer(segment.view(), kind, math.prod(shape), offset).reshape(shape)
+        described.append({**entry, "segment": segment.id, "offset": offset})
+        offset += aligned(sizes[name])
+    return Places(arrays, described, None if segment is None else segment.id)
 
 
 def _write(prepared: Sequence[_Prepared], specs: Mapping[str, TensorSpec], segment: Segment) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from enginehouse_worker.backends.base import Backend, BatchProfile, LoadedEngine
+from enginehouse_worker.backends.base import Backend, BatchProfile, DeviceMemory, LoadedEngine
 from enginehouse_worker.backends.registry import framework_version
 
 
@@ -45,6 +45,12 @@ class TensorRtBackend:
         from enginehouse_worker.backends.tensorrt.runtime import load
 
         return load(engine, device=device, options=options)
+
+    def device_memory(self, device: str) -> DeviceMemory:
+        """What the device does with segments and regions of other processes."""
+        from enginehouse_worker.backends.tensorrt.host_memory import PeerMemory
+
+        return PeerMemory(device)
 
 
 BACKEND: Backend = TensorRtBackend()

@@ -71,11 +71,20 @@ def checked(result: tuple[Any, ...], what: str) -> Any:
 def _fail(name: str, what: str) -> None:
     if name in _STICKY:
         lose_device(f"{what}: {name}")
+    runtime().cudaGetLastError()  # or the next call that asks for the last error hears of this one
     if name == "cudaErrorMemoryAllocation":
         raise WorkerError("RESOURCE_EXHAUSTED", f"{what}: out of device memory ({_memory()})")
     if name in ("cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorInvalidDevice"):
         raise WorkerError("FAILED_PRECONDITION", f"{what}: {name}: this machine has no such GPU or no driver for it")
     raise WorkerError("INTERNAL", f"{what}: {name}")
+
+
+def check_alive(error: Any, what: str) -> None:
+    """For an error that the caller answers itself: ends the process when the error is sticky, else clears it."""
+    name = getattr(error, "name", str(error))
+    if name in _STICKY:
+        lose_device(f"{what}: {name}")
+    runtime().cudaGetLastError()
 
 
 def lose_device(why: str) -> None:
@@ -84,9 +93,23 @@ def lose_device(why: str) -> None:
     os._exit(POISONED)
 
 
-def _memory() -> str:
+def free_memory() -> tuple[int, int] | None:
+    """Free and total bytes of the current device; None when it does not say."""
     error, free, total = runtime().cudaMemGetInfo()
-    return f"{free >> 20} of {total >> 20} MiB free" if int(error) == 0 else "free memory unknown"
+    return (int(free), int(total)) if int(error) == 0 else None
+
+
+def allocation_bytes(pointer: int) -> int | None:
+    """Bytes from a pointer to the end of the allocation it is in; None when the driver does not say."""
+    from cuda.bindings import driver
+
+    error, base, size = driver.cuMemGetAddressRange(pointer)
+    return int(base) + int(size) - pointer if int(error) == 0 else None
+
+
+def _memory() -> str:
+    known = free_memory()
+    return f"{known[0] >> 20} of {known[1] >> 20} MiB free" if known else "free memory unknown"
 
 
 @dataclass(frozen=True)

@@ -1,64 +1,37 @@
-"""One stream of work on a plan: a context, a stream, pinned host memory, device memory, and CUDA graphs by shape.
+"""One execution context's worth of work: a ring of slots whose copies run while another slot computes.
 
-One graph holds the copy in, the computation and the copy out, so that a batch costs the host one launch and one wait.
+Three streams are tied by events: copies in, computation, copies out. Host memory that is registered with the device
+(`host_memory.PINNED`) is read and written by the copy engines where it is; other memory goes through a slot's own.
 """
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enginehouse_worker.backends.base import Array, numpy_dtype
-from enginehouse_worker.backends.tensorrt import cuda
-from enginehouse_worker.backends.tensorrt.shapes import profile_for
+from enginehouse_worker.backends.base import Array, TensorSpec, numpy_dtype
+from enginehouse_worker.backends.tensorrt import cuda, device_arrays
+from enginehouse_worker.backends.tensorrt.computation import Computation
+from enginehouse_worker.backends.tensorrt.contexts import Contexts
+from enginehouse_worker.backends.tensorrt.device_arrays import DeviceView
+from enginehouse_worker.backends.tensorrt.footprint import Footprint, shortage
+from enginehouse_worker.backends.tensorrt.layouts import Layouts, Shapes
+from enginehouse_worker.backends.tensorrt.ring import Slot
+from enginehouse_worker.backends.tensorrt.transfers import Ticket, Transfers
 from enginehouse_worker.errors import WorkerError
 
 if TYPE_CHECKING:
     from enginehouse_worker.backends.tensorrt.runtime import TensorRtEngine
 
-Shapes = tuple[tuple[int, ...], ...]
-# Shapes whose buffers and views are kept; with every dimension dynamic there is no end of them.
-MAX_BATCHES = 256
-
-
-@dataclass
-class _Graph:
-    """A captured batch: launched as one."""
-
-    executable: Any
-    graph: Any
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """One copy between pinned and device memory."""
-
-    to: int
-    source: int
-    size: int
-    kind: Any
-    what: str
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What is the same for every batch of these input shapes: views of pinned memory, and copies."""
-
-    context: Any
-    inputs: tuple[Array, ...]
-    outputs: tuple[Array, ...]
-    copies_in: tuple[_Copy, ...]
-    copies_out: tuple[_Copy, ...]
+_THREAD = threading.local()
 
 
 class TensorRtInstance:
-    """`run` returns views of the instance's pinned memory, good until the next `run`. For one thread."""
+    """One thread runs, begins and launches; another may finish. At most `ring` batches are begun and not finished."""
 
     def __init__(self, engine: TensorRtEngine) -> None:
         cuda.open_device(f"cuda:{engine.device.index}")  # current in this thread
@@ -66,230 +39,252 @@ class TensorRtInstance:
         self._cuda = cuda.runtime()
         self._inputs = engine.signature.inputs
         self._outputs = engine.signature.outputs
-        self._types = {spec.name: engine.tensor_type(spec) for spec in (*self._inputs, *self._outputs)}
-        self._contexts: dict[int, Any] = {}
-        self._batches: OrderedDict[Shapes, _Batch] = OrderedDict()
-        self._graphs: OrderedDict[tuple[Shapes, bool], _Graph] = OrderedDict()
-        self._host: dict[str, cuda.Memory] = {}
-        self._device: dict[str, cuda.Memory] = {}
+        self._wanted = {spec.name: numpy_dtype(spec.dtype) for spec in (*self._inputs, *self._outputs)}
+        self.ring = engine.options.ring
+        self._slots: list[Slot] = []
+        self._turn = 0
+        self._bare = False
         with ExitStack() as undo:
             # What was made is undone in reverse when something after it fails.
-            self._undo = undo
-            self.stream = self._made(
-                self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking),
-                "making a stream",
-                self._cuda.cudaStreamDestroy,
-            )
-            flags = 0 if engine.options.spinning else self._cuda.cudaEventBlockingSync
-            self._event = self._made(
-                self._cuda.cudaEventCreateWithFlags(flags | self._cuda.cudaEventDisableTiming),
-                "making an event",
-                self._cuda.cudaEventDestroy,
-            )
-            undo.callback(self._contexts.clear)
-            self._contexts[0] = engine.new_context()
-            for name, size in self._largest(self._contexts[0]).items():
-                for memories, pinned in ((self._host, True), (self._device, False)):
-                    memories[name] = cuda.Memory(size, pinned=pinned)
-                    undo.callback(memories[name].close)
-            undo.callback(self._batches.clear)
-            undo.callback(self._destroy_graphs)
-            self._set_addresses(self._contexts[0])
-            self._undo = undo.pop_all()
+            own_profile = engine.take_profile()
+            undo.callback(engine.give_profile, own_profile)
+            self._arriving, self.stream, self._leaving = (self._new_stream(undo) for _ in range(3))
+            waiting = 0 if engine.options.spinning else self._cuda.cudaEventBlockingSync
+            flags = waiting | self._cuda.cudaEventDisableTiming
+            self._event = cuda.checked(self._cuda.cudaEventCreateWithFlags(flags), "making an event")
+            undo.callback(self._cuda.cudaEventDestroy, self._event)
+            self._make(undo, own_profile)
+            self._undo: ExitStack | None = undo.pop_all()
+        self._free = list(reversed(self._slots))
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], *, into: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Compute the named outputs, all when `outputs` is empty. Arrays are as the signature says.
 
-        Raises:
-            WorkerError: INVALID_ARGUMENT for an input of another type, or a shape that the engine was not built for.
-        """
-        arrays = [np.asarray(inputs[spec.name]) for spec in self._inputs]
-        for spec, array in zip(self._inputs, arrays, strict=True):
-            if array.dtype != numpy_dtype(spec.dtype):
-                raise WorkerError("INVALID_ARGUMENT", f"input {spec.name!r} is {array.dtype}; expected {spec.dtype}")
-        shapes: Shapes = tuple(array.shape for array in arrays)
-        batch = self._batch(shapes)
-        for view, array in zip(batch.inputs, arrays, strict=True):
-            np.copyto(view, array, casting="same_kind")
-        self.launch(shapes)
-        self.wait()
-        results = {}
-        for spec, view in zip(self._outputs, batch.outputs, strict=True):
-            if not outputs or spec.name in outputs:
-                results[spec.name] = view.astype(numpy_dtype(spec.dtype), copy=False)
-        return results
+        Args:
+            inputs: NumPy arrays, or arrays in device memory with a `__cuda_array_interface__`.
+            into: arrays of either kind to write outputs to; the others are views of memory that the next `run` reuses.
 
-    def launch(self, shapes: Shapes, *, copies: bool = True) -> None:
-        """Start a batch of these input shapes; what is in pinned memory goes in, results come to pinned memory.
+        Raises:
+            WorkerError: INVALID_ARGUMENT for an input of another type, a shape that the engine was not built for, or
+                memory that is not this device's or not C-contiguous.
+        """
+        names = list(outputs) or [spec.name for spec in self._outputs]
+        given = dict(into or {})
+        ticket = self.begin(inputs, {name: given.get(name) for name in names})
+        self.finish(ticket)
+        views = {name: view.astype(self._wanted[name], copy=False) for name, view in ticket.views.items()}
+        return {name: given[name] if name in given else views[name] for name in names}
+
+    def output_shapes(self, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shapes of all outputs for inputs of these shapes.
+
+        Raises:
+            WorkerError: INVALID_ARGUMENT for shapes that the engine was not built for.
+        """
+        layout = self._layouts.get(tuple(tuple(_given(inputs, spec)) for spec in self._inputs))
+        return {spec.name: shape for spec, shape in zip(self._outputs, layout.outputs, strict=True)}
+
+    def begin(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Ticket:
+        """Queue a batch: copies in, computation, copies out. Inputs and outputs must stay as they are until `finish`.
 
         Args:
-            copies: False computes on what is in device memory: what the GPU alone takes, for measuring.
+            inputs: as for `run`.
+            outputs: where each wanted output goes: an array of either kind, or None for memory of the slot's own.
+
+        Raises:
+            WorkerError: as `run`; FAILED_PRECONDITION when the ring is full.
         """
-        key = (shapes, copies)
-        captured = self._graphs.get(key)
-        if captured is None:
-            batch = self._batch(shapes)
-            if self._engine.options.cuda_graphs == 0:
-                self._enqueue(batch, shapes, copies)
-                return
-            captured = self._capture(batch, shapes, copies)
-        else:
-            self._graphs.move_to_end(key)
-        cuda.checked(self._cuda.cudaGraphLaunch(captured.executable, self.stream), "launching a batch")
+        arrays = [self._input(spec, _given(inputs, spec)) for spec in self._inputs]
+        shapes: Shapes = tuple(array.shape for array in arrays)
+        layout = self._layouts.get(shapes)
+        results = dict(zip((spec.name for spec in self._outputs), layout.outputs, strict=True))
+        places = {name: self._output(name, outputs[name], results) for name in outputs}
+        captured = self._computation.prepare(shapes)
+        alone = len(self._free) == len(self._slots)
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            raise WorkerError("FAILED_PRECONDITION", f"{self.ring} batches are begun already; finish one") from None
+        ticket = Ticket(slot)
+        # A lone batch goes through one stream, which spares the events; one behind it still overlaps.
+        arriving, leaving = (self.stream, self.stream) if alone else (self._arriving, self._leaving)
+        try:
+            self._settle(slot)
+            for spec, array in zip(self._inputs, arrays, strict=True):
+                self._transfers.bring(slot, spec.name, array, layout, arriving)
+            if not alone:
+                self._transfers.order(slot.arrived, arriving, self.stream)
+            self._computation.queue(captured, shapes, slot)
+            if not alone:
+                self._transfers.order(slot.computed, self.stream, leaving)
+            for name, place in places.items():
+                self._transfers.fetch(ticket, name, place, results[name], layout, leaving)
+            self._check(self._cuda.cudaEventRecord(slot.done, leaving), "recording an event")
+        except BaseException:
+            try:
+                self._drain()  # it reads and writes memory that the caller is about to reuse
+            finally:
+                self._free.append(slot)
+            raise
+        return ticket
+
+    def finish(self, ticket: Ticket) -> None:
+        """Wait for a batch, without the GIL; its outputs are then where they were to go."""
+        self._enter()
+        try:
+            self._check(self._cuda.cudaEventSynchronize(ticket.slot.done), "running a batch")
+            for place, view in ticket.late:
+                np.copyto(place, view, casting="same_kind")
+        finally:
+            self._free.append(ticket.slot)
+
+    def launch(self, shapes: Shapes, *, copies: bool = True) -> None:
+        """Queue a batch of these input shapes on what is in the slots' memory, for measuring.
+
+        Args:
+            copies: True goes from pinned memory to pinned memory, and several overlap over the ring; False from
+                device memory to device memory, which is what the GPU alone takes.
+
+        Raises:
+            WorkerError: FAILED_PRECONDITION for copies between `begin` and `finish`; as `run` for the shapes.
+        """
+        if len(self._free) < len(self._slots):
+            if copies:
+                raise WorkerError("FAILED_PRECONDITION", "a batch was begun: its slot's memory is in use")
+            self._drain()  # what was begun has left the device's memory
+        captured = self._computation.prepare(shapes)
+        slot = self._slots[self._turn if copies else 0]
+        if not copies:
+            self._bare = True
+            self._computation.queue(captured, shapes, slot)
+            return
+        layout = self._layouts.get(shapes)
+        alone = not any(other.pending for other in self._slots)
+        arriving, leaving = (self.stream, self.stream) if alone else (self._arriving, self._leaving)
+        if slot.pending:
+            self._check(self._cuda.cudaStreamWaitEvent(arriving, slot.done, 0), "waiting for a slot")
+        for spec, shape in zip(self._inputs, shapes, strict=True):
+            source = slot.host(spec.name, self._layouts.types[spec.name], shape)
+            self._transfers.bring(slot, spec.name, source, layout, arriving, pinned=True)
+        if not alone:
+            self._transfers.order(slot.arrived, arriving, self.stream)
+        self._computation.queue(captured, shapes, slot)
+        if not alone:
+            self._transfers.order(slot.computed, self.stream, leaving)
+        ticket = Ticket(slot)
+        for spec, shape in zip(self._outputs, layout.outputs, strict=True):
+            self._transfers.fetch(ticket, spec.name, None, shape, layout, leaving)
+        self._check(self._cuda.cudaEventRecord(slot.done, leaving), "recording an event")
+        slot.pending = True
+        self._turn = (self._turn + 1) % len(self._slots)
 
     def wait(self) -> None:
         """Wait for all that was launched, without the GIL."""
-        cuda.checked(self._cuda.cudaEventRecord(self._event, self.stream), "recording an event")
-        cuda.checked(self._cuda.cudaEventSynchronize(self._event), "running a batch")
+        pending = [slot for slot in self._slots if slot.pending]
+        for slot in pending:
+            self._settle(slot)
+        if self._bare or not pending:
+            self._bare = False
+            self._check(self._cuda.cudaEventRecord(self._event, self.stream), "recording an event")
+            self._check(self._cuda.cudaEventSynchronize(self._event), "running a batch")
 
     def close(self) -> None:
-        """Free everything, once what was launched is done. A second call does nothing."""
-        undo, self._undo = self._undo, ExitStack()
+        """Free everything, once what was queued is done. A second call does nothing."""
+        undo, self._undo = self._undo, None
+        if undo is None:
+            return
         with undo:
-            self._cuda.cudaStreamSynchronize(self.stream)
+            for stream in (self._arriving, self.stream, self._leaving):
+                self._cuda.cudaStreamSynchronize(stream)
 
     # Internals
 
-    def _made(self, result: tuple[Any, ...], what: str, destroy: Any) -> Any:
-        value = cuda.checked(result, what)
-        self._undo.callback(destroy, value)
+    def _new_stream(self, undo: ExitStack) -> Any:
+        stream = self._check(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking), "making a stream")
+        undo.callback(self._cuda.cudaStreamDestroy, stream)
+        return stream
+
+    def _make(self, undo: ExitStack, own_profile: int | None) -> None:
+        engine = self._engine
+        activations = engine.activation_bytes()
+        needed = Footprint(activations, 0, self.ring)
+        try:
+            contexts = Contexts(engine, self.stream, own_profile)
+            undo.callback(contexts.close)
+            self._layouts = Layouts(engine, contexts, own_profile)
+            self._transfers = Transfers(self._layouts.types)
+            sizes = self._layouts.largest
+            needed = Footprint(activations, sum(sizes.values()), self.ring)
+            for index in range(self.ring):
+                slot = Slot(index, sizes, spinning=engine.options.spinning)
+                undo.callback(slot.close)
+                self._slots.append(slot)
+        except WorkerError as error:
+            if error.code != "RESOURCE_EXHAUSTED":
+                raise
+            message = shortage(needed, engine.weight_bytes, cuda.free_memory())
+            raise WorkerError("RESOURCE_EXHAUSTED", message) from error
+        # Rows that a batch is padded with must be values that the network can take, whatever the memory held.
+        for slot in self._slots:
+            for spec in self._inputs:
+                pointer, size = slot.device[spec.name], sizes[spec.name]
+                self._check(self._cuda.cudaMemsetAsync(pointer, 0, size, self.stream), "clearing memory")
+        self._check(self._cuda.cudaStreamSynchronize(self.stream), "clearing memory")
+        self._computation = Computation(engine, contexts, self._layouts, self._slots, self.stream, self._drain)
+        undo.callback(self._computation.close)
+        engine.count_instance(needed.total)
+        undo.callback(engine.count_instance, -needed.total)
+
+    def _input(self, spec: TensorSpec, value: Any) -> Array | DeviceView:
+        name, wanted = f"input {spec.name!r}", self._wanted[spec.name]
+        if device_arrays.is_device_array(value):
+            view = device_arrays.read_interface(name, value)
+            device_arrays.check_type(name, view, self._layouts.types[spec.name], spec.dtype, wanted)
+            device_arrays.check_memory(name, view, self._engine.device.index)
+            return view
+        array = np.asarray(value)
+        if array.dtype != wanted:
+            raise WorkerError("INVALID_ARGUMENT", f"{name} is {array.dtype}; expected {spec.dtype}")
+        return array
+
+    def _output(self, name: str, value: Any, shapes: Mapping[str, tuple[int, ...]]) -> Array | DeviceView | None:
+        if name not in shapes:
+            raise WorkerError("INVALID_ARGUMENT", f"unknown output {name!r}; known: {', '.join(shapes)}")
+        what, wanted = f"output {name!r}", self._wanted[name]
+        if value is None:
+            return None
+        if device_arrays.is_device_array(value):
+            view = device_arrays.output_view(what, value, shapes[name])
+            device_arrays.check_type(what, view, self._layouts.types[name], str(wanted), wanted)
+            device_arrays.check_memory(what, view, self._engine.device.index)
+            return view
+        if not isinstance(value, np.ndarray) or value.dtype != wanted or value.shape != shapes[name]:
+            raise WorkerError("INVALID_ARGUMENT", f"{what} goes to an array of {wanted} {list(shapes[name])}")
         return value
 
-    def _profile(self, shapes: Shapes) -> int:
-        if not self._engine.signature.batched or not shapes:
-            return 0
-        return profile_for(shapes[0][0] if shapes[0] else 1, self._engine.profiles)
+    def _settle(self, slot: Slot) -> None:
+        if slot.pending:
+            self._check(self._cuda.cudaEventSynchronize(slot.done), "running a batch")
+            slot.pending = False
 
-    def _batch(self, shapes: Shapes) -> _Batch:
-        batch = self._batches.get(shapes)
-        if batch is not None:
-            return batch
-        context = self._context(self._profile(shapes))
-        self._set_shapes(context, shapes)
-        found = self._prepare(context, shapes, [tuple(context.get_tensor_shape(o.name)) for o in self._outputs])
-        while len(self._batches) >= MAX_BATCHES:
-            self._batches.popitem(last=False)
-        self._batches[shapes] = found
-        return found
+    def _drain(self) -> None:
+        for stream in (self._arriving, self.stream, self._leaving):
+            self._check(self._cuda.cudaStreamSynchronize(stream), "running a batch")
 
-    def _prepare(self, context: Any, shapes: Shapes, results: Sequence[tuple[int, ...]]) -> _Batch:
-        kinds = self._cuda.cudaMemcpyKind
-        views: list[Array] = []
-        copies: list[_Copy] = []
-        for spec, shape in zip((*self._inputs, *self._outputs), (*shapes, *results), strict=True):
-            host, device = self._host[spec.name], self._device[spec.name]
-            dtype = self._types[spec.name]
-            size = math.prod(shape) * dtype.itemsize
-            if min(shape, default=0) < 0 or size > host.size:
-                raise WorkerError(
-                    "INVALID_ARGUMENT", f"tensor {spec.name!r} of shape {list(shape)} is larger than the engine allows"
-                )
-            views.append(host.view(dtype, shape))
-            inward = len(copies) < len(self._inputs)
-            to, source = (device, host) if inward else (host, device)
-            kind = kinds.cudaMemcpyHostToDevice if inward else kinds.cudaMemcpyDeviceToHost
-            copies.append(_Copy(to.pointer, source.pointer, size, kind, f"copying {spec.name}"))
-        count = len(self._inputs)
-        return _Batch(context, tuple(views[:count]), tuple(views[count:]), tuple(copies[:count]), tuple(copies[count:]))
+    def _enter(self) -> None:
+        index = self._engine.device.index
+        if getattr(_THREAD, "device", None) != index:
+            self._check(self._cuda.cudaSetDevice(index), "making the device current")
+            _THREAD.device = index
 
-    def _set_shapes(self, context: Any, shapes: Shapes) -> None:
-        """The context keeps the shapes of its last batch, which may have been another one's."""
-        for spec, shape in zip(self._inputs, shapes, strict=True):
-            if tuple(context.get_tensor_shape(spec.name)) != shape and not context.set_input_shape(spec.name, shape):
-                reason = self._engine.library.messages.take_errors() or "not what the engine was built for"
-                raise WorkerError("INVALID_ARGUMENT", f"input {spec.name!r} of shape {list(shape)}: {reason}")
+    @staticmethod
+    def _check(result: tuple[Any, ...], what: str) -> Any:
+        return cuda.checked(result, what)
 
-    def _enqueue(self, batch: _Batch, shapes: Shapes, copies: bool) -> None:
-        self._set_shapes(batch.context, shapes)
-        if copies:
-            self._copy(batch.copies_in)
-        if not batch.context.execute_async_v3(int(self.stream)):
-            reason = self._engine.library.messages.take_errors() or "no reason given"
-            cuda.checked((self._cuda.cudaPeekAtLastError()[0],), "running a batch")
-            raise WorkerError("INTERNAL", f"TensorRT cannot run the batch: {reason}")
-        if copies:
-            self._copy(batch.copies_out)
 
-    def _copy(self, copies: tuple[_Copy, ...]) -> None:
-        for copy in copies:
-            if copy.size:
-                cuda.checked(
-                    self._cuda.cudaMemcpyAsync(copy.to, copy.source, copy.size, copy.kind, self.stream), copy.what
-                )
-
-    def _capture(self, batch: _Batch, shapes: Shapes, copies: bool) -> _Graph:
-        # Once outside of a capture: TensorRT sets up for new shapes in the first call.
-        self._enqueue(batch, shapes, copies)
-        self.wait()
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        cuda.checked(self._cuda.cudaStreamBeginCapture(self.stream, mode), "capturing a batch")
-        try:
-            self._enqueue(batch, shapes, copies)
-        except BaseException:
-            # The error that broke the capture is the one to tell, not that the capture is broken.
-            _, broken = self._cuda.cudaStreamEndCapture(self.stream)
-            if broken:
-                self._cuda.cudaGraphDestroy(broken)
-            raise
-        graph = cuda.checked(self._cuda.cudaStreamEndCapture(self.stream), "capturing a batch")
-        try:
-            executable = cuda.checked(self._cuda.cudaGraphInstantiate(graph, 0), "instantiating a graph")
-        except BaseException:
-            self._cuda.cudaGraphDestroy(graph)
-            raise
-        while len(self._graphs) >= self._engine.options.cuda_graphs:
-            self._destroy(self._graphs.popitem(last=False)[1])
-        captured = self._graphs[shapes, copies] = _Graph(executable, graph)
-        return captured
-
-    def _destroy_graphs(self) -> None:
-        while self._graphs:
-            self._destroy(self._graphs.popitem()[1])
-
-    def _destroy(self, captured: _Graph) -> None:
-        self._cuda.cudaGraphExecDestroy(captured.executable)
-        self._cuda.cudaGraphDestroy(captured.graph)
-
-    def _context(self, profile: int) -> Any:
-        context = self._contexts.get(profile)
-        if context is not None:
-            return context
-        context = self._engine.new_context()
-        if not context.set_optimization_profile_async(profile, int(self.stream)):
-            reason = self._engine.library.messages.take_errors()
-            raise WorkerError("INTERNAL", f"optimization profile {profile}: {reason}")
-        self._set_addresses(context)
-        self._contexts[profile] = context
-        return context
-
-    def _set_addresses(self, context: Any) -> None:
-        for name, memory in self._device.items():
-            if not context.set_tensor_address(name, memory.pointer):
-                reason = self._engine.library.messages.take_errors()
-                raise WorkerError("INTERNAL", f"the memory of tensor {name!r}: {reason}")
-
-    def _largest(self, context: Any) -> dict[str, int]:
-        """Bytes of each tensor at the largest shapes of any profile.
-
-        Raises:
-            WorkerError: FAILED_PRECONDITION for an output whose shape depends on the data.
-        """
-        sizes = {}
-        largest = [tuple(self._engine.engine.get_tensor_profile_shape(i.name, 0)[2]) for i in self._inputs]
-        for spec, shape in zip(self._inputs, largest, strict=True):
-            sizes[spec.name] = math.prod(shape) * self._types[spec.name].itemsize
-        for spec, shape in zip(self._outputs, self._output_shapes(context, tuple(largest)), strict=True):
-            if min(shape, default=0) < 0:
-                raise WorkerError(
-                    "FAILED_PRECONDITION", f"the shape of output {spec.name!r} depends on the data: not supported"
-                )
-            sizes[spec.name] = math.prod(shape) * self._types[spec.name].itemsize
-        return sizes
-
-    def _output_shapes(self, context: Any, largest: Shapes) -> list[tuple[int, ...]]:
-        batched = self._engine.signature.batched
-        if any(d < 0 for spec in self._outputs for d in spec.shape[1 if batched else 0 :]):
-            self._set_shapes(context, largest)
-            return [tuple(context.get_tensor_shape(spec.name)) for spec in self._outputs]
-        first = self._engine.profiles[0].max
-        return [(first, *spec.shape[1:]) if batched else spec.shape for spec in self._outputs]
+def _given(inputs: Mapping[str, Any], spec: TensorSpec) -> Any:
+    if spec.name not in inputs:
+        raise WorkerError("INVALID_ARGUMENT", f"input {spec.name!r} is missing")
+    return inputs[spec.name]

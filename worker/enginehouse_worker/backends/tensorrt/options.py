@@ -21,7 +21,7 @@ BUILD_OPTIONS = (
     "strip_weights",
     "compute_capability",
 )
-LOAD_OPTIONS = ("cuda_graphs", "spinning")
+LOAD_OPTIONS = ("cuda_graphs", "spinning", "ring", "padding")
 _BOOLEAN = ("true", "false")
 
 
@@ -47,10 +47,14 @@ class LoadOptions:
     """`cuda_graphs`: batch sizes whose graphs are kept for each instance; 0 captures none.
 
     `spinning`: a thread waits for the GPU in a loop, which is quicker by some microseconds and takes a core.
+    `ring`: batches that an instance has begun at once, so that copies of one overlap the computation of another.
+    `padding` "auto": rows run in a larger captured batch where that was measured to be faster; "off": never.
     """
 
     cuda_graphs: int
     spinning: bool
+    ring: int = 3
+    padding: str = "auto"
 
 
 def build_options(options: Mapping[str, Any]) -> BuildOptions:
@@ -79,7 +83,12 @@ def load_options(options: Mapping[str, Any]) -> LoadOptions:
         WorkerError: INVALID_ARGUMENT for an unknown option or a bad value.
     """
     read.check_known(options, (*BUILD_OPTIONS, *LOAD_OPTIONS), "tensorrt")
-    return LoadOptions(read.integer(options, "cuda_graphs", 16, 0, 4096), _flag(options, "spinning", "true"))
+    return LoadOptions(
+        read.integer(options, "cuda_graphs", 16, 0, 4096),
+        _flag(options, "spinning", "true"),
+        read.integer(options, "ring", 3, 1, 16),
+        read.choice(options, "padding", "auto", ("auto", "off")),
+    )
 
 
 def _compute_capability(options: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""Loads plans. Instances overlap: while one computes, another's copies run on the copy engines."""
+"""Loads plans, and says what of the device they take."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 
 from enginehouse_worker.backends.base import BatchProfile, Signature, TensorSpec, numpy_dtype
 from enginehouse_worker.backends.engine_files import read_engine
-from enginehouse_worker.backends.tensorrt import cuda
+from enginehouse_worker.backends.tensorrt import contexts, cuda
 from enginehouse_worker.backends.tensorrt.instance import TensorRtInstance
 from enginehouse_worker.backends.tensorrt.library import Library, open_library
 from enginehouse_worker.backends.tensorrt.options import LoadOptions, load_options
+from enginehouse_worker.backends.tensorrt.refit import refit
 from enginehouse_worker.errors import WorkerError
 
 # By TensorRT's names. BF16 is raw, as in the protocol.
@@ -45,12 +47,20 @@ def load(engine: Path, *, device: str, options: Mapping[str, Any]) -> TensorRtEn
     runtime = library.trt.Runtime(library.logger)
     if description.get("version_compatible") and hasattr(runtime, "engine_host_code_allowed"):
         runtime.engine_host_code_allowed = True
+    before = cuda.free_memory()
     made = runtime.deserialize_cuda_engine(data)
     if made is None:
         reason = library.messages.take_errors() or "no reason given"
+        if _out_of_memory(reason, "loading a plan"):
+            there = f"{before[0] >> 20} of {before[1] >> 20} MiB were free" if before else "free memory unknown"
+            message = f"out of device memory: the plan has {len(data) >> 20} MiB, and {there}: {reason}"
+            raise WorkerError("RESOURCE_EXHAUSTED", message)
         raise WorkerError("FAILED_PRECONDITION", f"TensorRT cannot load the engine: {reason}")
+    refit(library, made, engine, description)
+    after = cuda.free_memory()
+    weights = max(before[0] - after[0], 0) if before and after else 0
     profiles = tuple(BatchProfile(**item) for item in description["profiles"])
-    return TensorRtEngine(library, runtime, made, Signature.from_json(description), profiles, chosen, facts)
+    return TensorRtEngine(library, runtime, made, Signature.from_json(description), profiles, chosen, facts, weights)
 
 
 def check_fits(description: Mapping[str, Any], module: str, version: str, facts: cuda.DeviceFacts) -> None:
@@ -83,8 +93,19 @@ def check_fits(description: Mapping[str, Any], module: str, version: str, facts:
         )
 
 
+def _out_of_memory(reason: str, what: str) -> bool:
+    """Whether a call of TensorRT that returned nothing failed for want of memory."""
+    error = cuda.runtime().cudaPeekAtLastError()[0]
+    cuda.check_alive(error, what)
+    return getattr(error, "name", "") == "cudaErrorMemoryAllocation" or "out of memory" in reason.lower()
+
+
 class TensorRtEngine:
-    """A plan in device memory."""
+    """A plan in device memory.
+
+    Args:
+        weight_bytes: what the plan took of the device's memory when it was loaded.
+    """
 
     def __init__(
         self,
@@ -95,29 +116,84 @@ class TensorRtEngine:
         profiles: tuple[BatchProfile, ...],
         options: LoadOptions,
         facts: cuda.DeviceFacts,
+        weight_bytes: int = 0,
     ) -> None:
         self.library = library
         self.engine = engine
         self.profiles = profiles
         self.options = options
         self.device = facts
+        self.weight_bytes = weight_bytes
         self._runtime = runtime
         self._signature = signature
+        self._lock = threading.Lock()
+        self._instance_bytes = 0
+        self._free_profiles = list(range(len(profiles)))
 
     @property
     def signature(self) -> Signature:
         return self._signature
 
+    @property
+    def concurrency(self) -> int:
+        """Batches that one instance takes at once."""
+        return self.options.ring
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """What the plan and its instances took of the device's memory; CUDA's own (kernels, graphs) is not in it."""
+        with self._lock:
+            return self.weight_bytes + self._instance_bytes
+
+    def count_instance(self, size: int) -> None:
+        """Add to what the instances took."""
+        with self._lock:
+            self._instance_bytes += size
+
+    def activation_bytes(self) -> int:
+        """What TensorRT needs for the activations of one execution context."""
+        newer = getattr(self.engine, "device_memory_size_v2", None)  # TensorRT 10; the only one in 11
+        return int(self.engine.device_memory_size if newer is None else newer)
+
+    def take_profile(self) -> int | None:
+        """The profile that a new instance owns; None where instances share profiles.
+
+        Raises:
+            WorkerError: FAILED_PRECONDITION when every profile has its instance.
+        """
+        if self._shares_profiles():
+            return None
+        with self._lock:
+            if self._free_profiles:
+                return self._free_profiles.pop(0)
+        raise WorkerError(
+            "FAILED_PRECONDITION",
+            f"{self.library.name} needs an optimization profile for each instance and the engine has "
+            f"{len(self.profiles)}: load fewer instances, or build it with more in the option profiles (min:opt:max "
+            "with commas between); TensorRT 8.6 and later share profiles",
+        )
+
+    def give_profile(self, profile: int | None) -> None:
+        """Give a profile back."""
+        if profile is not None:
+            with self._lock:
+                self._free_profiles = sorted([*self._free_profiles, profile])
+
+    def _shares_profiles(self) -> bool:
+        if self.library.rtx or self.library.flag("PreviewFeature", "PROFILE_SHARING_0806") is not None:
+            return True
+        return int(str(self.library.trt.__version__).partition(".")[0]) >= 10
+
     def new_context(self) -> Any:
-        """An execution context, on the first profile.
+        """An execution context without memory for activations.
 
         Raises:
             WorkerError: RESOURCE_EXHAUSTED when the device's memory does not hold another.
         """
-        context = self.engine.create_execution_context()
+        context = contexts.create(self.engine, getattr(self.library.trt, "ExecutionContextAllocationStrategy", None))
         if context is None:
             reason = self.library.messages.take_errors() or "no reason given"
-            code = "RESOURCE_EXHAUSTED" if "memory" in reason.lower() else "INTERNAL"
+            code = "RESOURCE_EXHAUSTED" if _out_of_memory(reason, "making an execution context") else "INTERNAL"
             raise WorkerError(code, f"TensorRT cannot make an execution context: {reason}")
         return context
 
