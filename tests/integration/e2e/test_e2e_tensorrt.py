@@ -11,7 +11,7 @@ import pytest
 from command_line import enginehouse
 from real_stack import stack_with
 
-from enginehouse import BatchProfile, Calibration, Client, Engine, Job, Synthetic, Target
+from enginehouse import BatchProfile, Calibration, Client, Engine, Job, Synthetic, Target, VerificationSpec
 from enginehouse.client.values import Model
 from enginehouse.workers.environments import WorkerEnvironments
 
@@ -59,8 +59,9 @@ def model(client: Client, onnx_models: Path) -> Model:
     return client.models.upload(onnx_models / "colours.onnx")
 
 
-def optimize(client: Client, model: Model, *targets: Target) -> tuple[Job, list[Engine]]:
-    job = client.optimize(model, list(targets), calibration=CALIBRATION)
+def optimize(client: Client, model: Model, *targets: Target, per_layer: bool = False) -> tuple[Job, list[Engine]]:
+    verification = VerificationSpec(per_layer=True) if per_layer else None
+    job = client.optimize(model, list(targets), calibration=CALIBRATION, verification=verification)
     return job, job.result(180)
 
 
@@ -76,12 +77,16 @@ def test_one_calibration_serves_every_backend_profile_and_device(client: Client,
         model,
         Target("tensorrt", "int8", PROFILE, ADA),
         Target("tensorrt", "int8", BatchProfile(1, 1, 1), {"compute_capability": "12.0"}),
-        Target("tensorrt", "fp16", PROFILE, ADA),
+        Target("tensorrt", "fp8", PROFILE, ADA),
+        per_layer=True,
     )
     found = states(second)
     assert found["calibrate"] == found["import"] == found["reference"] == "reused", found
-    assert found["quantize tensorrt"] == found["build tensorrt int8"] == "succeeded"
-    assert {engine.calibration_digest for engine in engines[:2]} == {onnx.calibration_digest}
+    assert found["quantize tensorrt"] == found["build tensorrt int8"] == found["quantize tensorrt fp8"] == "succeeded"
+    assert {engine.calibration_digest for engine in engines} == {onnx.calibration_digest}
+    for engine in engines:
+        compared = client.engines.layers(engine)
+        assert compared is not None and all(layer["sqnr_db"] > 10 for layer in compared["layers"])
     log = [json.loads(line) for line in (home / "logs" / "optimizer.log").read_text().splitlines()]
     started = [entry["stage"] for entry in log if entry.get("event") == "stage starts"]
     assert started.count("calibrate") == 1

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx
+
 from enginehouse_worker.backends.onnxruntime.session import create_session
+from enginehouse_worker.backends.tensorrt.opsets import raise_opset
 from enginehouse_worker.data.preprocessing import read_preprocessing
 from enginehouse_worker.datasets import open_dataset
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.files import write_json
+from enginehouse_worker.graphs.editing import editable
 from enginehouse_worker.graphs.index import index_graph, load_model
 from enginehouse_worker.graphs.signature import model_signature
 from enginehouse_worker.layers.pairs import LayerPair, pair_layers, set_outputs, with_layers_alone
@@ -27,8 +31,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     params = Params(ctx.params, _PARAMS, ctx.stage)
     size = params.integer("batch_size", _BATCH_SIZE, 1, 4096)
     directory = ctx.input("model")
-    graph = index_graph(load_model(directory))
     quantized = index_graph(load_model(ctx.input("quantized")))
+    graph = index_graph(_in_opset_of(quantized.model, load_model(directory)))
     pairs = pair_layers(graph, quantized)
     if not any(pair.quantized for pair in pairs):
         raise WorkerError("INVALID_ARGUMENT", "the quantized model has no quantized layer; compare a quantized one")
@@ -64,6 +68,19 @@ def run(ctx: StageContext) -> dict[str, Any]:
     rows = [_row(pair, together[pair.output], own.get(pair.output)) for pair in pairs]
     write_json(ctx.output / FILE, {"samples": dataset.samples, "data": dataset.describe(), "layers": rows})
     return {"samples": dataset.samples, "data": dataset.describe(), "layers": len(rows)}
+
+
+def _in_opset_of(quantized: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The FP32 model, in the opset of the quantized one: FP8 needs a later one than most models are written in."""
+    ours, theirs = (
+        next(item.version for item in each.opset_import if item.domain in ("", "ai.onnx"))
+        for each in (model, quantized)
+    )
+    if theirs <= ours:
+        return model
+    graph = editable(model)
+    raise_opset(graph, theirs)
+    return graph.to_model()
 
 
 def _row(pair: LayerPair, together: Agreement, own: Agreement | None) -> dict[str, Any]:
