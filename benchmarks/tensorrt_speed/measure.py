@@ -32,8 +32,20 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "worker")]
 
 from tensorrt_speed import power, rows  # noqa: E402
 from tensorrt_speed.builds import Builds  # noqa: E402
-from tensorrt_speed.runners import DirectRunner, EngineRunner, Runner, TorchRunner, host_environment  # noqa: E402
+from tensorrt_speed.runners import (  # noqa: E402
+    GROUP_SECONDS,
+    DirectRunner,
+    EngineRunner,
+    Runner,
+    TorchRunner,
+    host_environment,
+)
 from tensorrt_speed.variants import Point, Variant, points, read_variants  # noqa: E402
+
+# A build with less than this left is not begun.
+FEWEST_SECONDS = 10.0
+# What a point takes before its first window.
+WARMING_SECONDS = 0.5
 
 
 class Campaign:
@@ -53,7 +65,9 @@ class Campaign:
         self.builds = Builds(self.work, self.build_limit)
         self.torch_limit: float = arguments.torch_limit
         self.sitting = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.environment = rows.add_environment(self.out, environment())
+        facts = environment()
+        self.device = {"device": facts["gpu"]} if "gpu" in facts else {}
+        self.environment = rows.add_environment(self.out, facts)
         self.done = rows.measured(rows.read(self.out / "rows.jsonl"))
 
     def say(self, text: str) -> None:
@@ -75,16 +89,23 @@ class Campaign:
         """The variant's points without a row."""
         return [point for point in points(variant) if point not in self.done]
 
+    def measuring_seconds(self) -> float:
+        """About what measuring takes of the points that are missing: builds leave that much time."""
+        count = sum(len(self.missing(variant)) for variant in self.variants)
+        return count * (self.rounds * (1.5 * self.seconds + GROUP_SECONDS) + WARMING_SECONDS)
+
     def build(self) -> None:
         """Build what is missing of the plans that are needed."""
         needed = {variant.plan_name for variant in self.variants if self.missing(variant)}
+        last = self.deadline - self.measuring_seconds()
         for variant in self.variants:
             if not variant.built or variant.name not in needed or self.builds.known(variant) is not None:
                 continue
-            if self.late:
-                self.fail(variant.name, TimeoutError("the deadline came before its build"))
+            left = last - time.monotonic()
+            if left < FEWEST_SECONDS:
+                self.fail(variant.name, TimeoutError("no time is left for its build; measuring comes first"))
                 continue
-            self.builds.limit = max(1.0, min(self.build_limit, self.deadline - time.monotonic()))
+            self.builds.limit = min(self.build_limit, left)
             try:
                 record = self.builds.build(variant)
             except Exception as error:
@@ -202,6 +223,7 @@ def measure_model(campaign: Campaign, model: str, environment_digest: str) -> No
                 row = {
                     **make_row(variant, point, rates, singles, power.summary(samples, windows)),
                     **facts,
+                    **campaign.device,
                     "sitting": campaign.sitting,
                     "environment": environment_digest,
                     "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

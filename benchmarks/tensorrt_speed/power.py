@@ -138,7 +138,7 @@ def summary(samples: Sequence[Mapping[str, Any]], windows: Sequence[Window]) -> 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--out", type=Path, required=True)
-    cli.add_argument("--period", type=float, default=0.05)
+    cli.add_argument("--period", type=float, default=0.1)
     arguments = cli.parse_args()
     parent = os.getppid()
     with arguments.out.open("a", buffering=1) as file:

@@ -165,6 +165,14 @@ def test_nothing_is_begun_after_the_deadline(work: Path, engines: dict[str, Engi
     assert rows.read(work / "out" / "rows.jsonl") == []
 
 
+def test_builds_leave_the_time_that_measuring_takes(work: Path, engines: dict[str, Engine]) -> None:
+    variants = [{"name": name, "batches": [1, 4]} for name in ("whole", "other")]
+    slow = campaign(work, variants, "--deadline", "30", "--seconds", "3")
+    (work / "engines" / "other" / "build.json").unlink()
+    slow.build()  # 4 points of 3 rounds of 4.5 s and more
+    assert "measuring comes first" in slow.failed["other"]
+
+
 def test_an_engine_for_larger_batches_is_fed_whole_batches() -> None:
     runner = EngineRunner(Engine())
     images = np.arange(10, dtype=np.float32).reshape(5, 2)
