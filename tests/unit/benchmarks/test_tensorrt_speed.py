@@ -19,7 +19,8 @@ sys.path.append(str(BENCHMARKS))
 
 from tensorrt_speed import power, rows, table  # noqa: E402
 from tensorrt_speed.builds import BuildFailed, Builds, recipe  # noqa: E402
-from tensorrt_speed.measure import Campaign, arguments_of, run  # noqa: E402
+from tensorrt_speed.campaign import Campaign  # noqa: E402
+from tensorrt_speed.measure import arguments_of, run  # noqa: E402
 from tensorrt_speed.runners import EngineRunner, TorchRunner, group_size  # noqa: E402
 from tensorrt_speed.variants import Point, Variant, points, read_variants  # noqa: E402
 
