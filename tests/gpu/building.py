@@ -70,15 +70,13 @@ class Workshop:
         return await self.stage(f"{name}/fp32", "import", {"model": source}, self.machine.onnx)
 
     async def images(self, name: str, model: Path, samples: int = SAMPLES) -> Path:
-        """A dataset of normal noise (bytes where the model takes bytes) of the model's shape."""
+        """A dataset of the model's shape: bytes, channels last, where the model takes bytes."""
         folder = self.root / name / "images"
         if not (folder / "data.npz").exists():
             folder.mkdir(parents=True, exist_ok=True)
             spec = json.loads((model / "signature.json").read_text())["inputs"][0]
-            random, shape = np.random.default_rng(7), (samples, *spec["shape"][1:])
-            array: Floats = random.standard_normal(shape, dtype=np.float32)
-            if spec["dtype"] == "UINT8":
-                array = random.integers(0, 256, shape, dtype=np.uint8)
+            shape = (samples, *spec["shape"][1:])
+            array = distinct_images(shape, bytes_=spec["dtype"] == "UINT8")
             np.savez(folder / "data.npz", **{spec["name"]: array})
         return folder
 
@@ -134,6 +132,20 @@ async def worker_of(machine: Machine) -> AsyncIterator[WorkerProcess]:
         yield worker
     finally:
         await worker.close()
+
+
+def distinct_images(shape: tuple[int, ...], *, bytes_: bool) -> Floats:
+    """Noise around a colour and a gradient of each image's own, so that answers to different images are far apart."""
+    random, samples = np.random.default_rng(7), shape[0]
+    height, width, channels = shape[1:] if bytes_ else (*shape[2:], shape[1])
+    colours = random.standard_normal((samples, 1, 1, channels)) * 1.2
+    across, down = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
+    slopes = random.standard_normal((2, samples, 1, 1, channels))
+    images = colours + slopes[0] * across[None, None, :, None] + slopes[1] * down[None, :, :, None]
+    images = images + 0.5 * random.standard_normal((samples, height, width, channels))
+    if bytes_:
+        return np.clip(np.rint(images * 50 + 118), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
 async def run_one(worker: WorkerProcess, key: str, name: str, rows: Floats) -> Floats:

@@ -57,7 +57,7 @@ def refused(instance: Any, inputs: Any) -> str:
 
 def close(found: Any, expected: Any) -> None:
     difference = np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected)
-    assert difference < 0.05, difference
+    assert difference < 0.02, difference
 
 
 def main(engine: Path, data: Path) -> None:

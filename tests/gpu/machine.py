@@ -29,6 +29,8 @@ POISON_VARIABLE = "ENGINEHOUSE_TEST_POISON"
 # value: 2^-11 a layer, and errors of many layers add up. INT8 keeps 8 bits of activations whose ranges are those of
 # random weights, which were not trained to be smooth: it says that scales and placement are right, not how accurate.
 LEAST_SQNR_DB: Mapping[str, float] = {"FP32": 60.0, "TF32": 40.0, "FP16": 40.0, "INT8": 10.0}
+# Of `worst_row`: half of what would leave doubt.
+OWN_ANSWER = 0.25
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def logits(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Outputs to compare: of probabilities, the logits that they come from, centred in each row."""
     rows = np.asarray(values, np.float64).reshape(len(values), -1)
     if rows.shape[1] > 1 and rows.min() >= 0 and np.allclose(rows.sum(axis=1), 1, atol=1e-2):
-        rows = np.log(np.maximum(rows, 1e-30))
+        # What is below half precision's normal numbers says nothing.
+        rows = np.log(np.maximum(rows, 1e-4))
         rows = rows - rows.mean(axis=1, keepdims=True)
     return rows
 
@@ -113,11 +116,19 @@ def sqnr_db(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     return 200.0 if power == 0 else min(200.0, 10 * float(np.log10(float((signal**2).sum()) / power)))
 
 
-def worst_row(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """The largest relative difference of a row, which another row's answer would raise to about 1."""
-    difference = np.linalg.norm((found - expected).reshape(len(found), -1).astype(np.float64), axis=1)
-    size = np.linalg.norm(expected.reshape(len(expected), -1).astype(np.float64), axis=1)
-    return float((difference / np.maximum(size, 1e-12)).max())
+def worst_row(found: npt.NDArray[Any], right: npt.NDArray[Any], picked: Any) -> float:
+    """How far any row is from its own right answer, `right[picked]`, over that answer's distance to the nearest other.
+
+    Below 0.5 each row is nearest to its own answer: none is another's. Infinite for a wrong shape or what is no number.
+    """
+    rows = np.asarray(right, np.float64).reshape(len(right), -1)
+    own = rows[np.asarray(picked)]
+    values = np.asarray(found, np.float64).reshape(len(found), -1)
+    if values.shape != own.shape or not np.isfinite(values).all():
+        return float("inf")
+    apart = np.linalg.norm(own[:, None] - rows[None], axis=2)
+    apart[np.arange(len(own)), np.asarray(picked)] = np.inf
+    return float((np.linalg.norm(values - own, axis=1) / apart.min(axis=1)).max())
 
 
 def say(text: str) -> None:

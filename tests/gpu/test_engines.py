@@ -15,7 +15,7 @@ import pytest
 from building import SAMPLES, Workshop, array_of, run_one, variables, worker_of
 from conftest import PROFILE, Notes, Small
 from device_memory import taken
-from machine import LEAST_SQNR_DB, ROOT, Machine, say, sqnr_db, worst_row
+from machine import LEAST_SQNR_DB, OWN_ANSWER, ROOT, Machine, say, sqnr_db, worst_row
 
 from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError
 
@@ -25,10 +25,9 @@ GRAPHS = ROOT / "benchmarks" / "graphs"
 SIX = ("resnet_v1_50", "resnet_v2_50", "inception_v3", "inception_v4", "vgg16", "vgg19")
 ALL = os.environ.get("ENGINEHOUSE_GPU_MODELS", "")
 # ONNX Runtime's own INT8 of these networks with random weights has 8.6 (Inception v4) to 14.7 dB on images
-# (results/epyc-2-cores/six-models): what is asked of another backend on noise is less.
-LEAST_ZOO_DB = {**LEAST_SQNR_DB, "INT8": 5.0}
-# Tactics of other batch sizes round otherwise; another row's answer differs by about 1. INT8 rounds to 8 bits.
-SAME_ROW = {"FP32": 1e-3, "TF32": 0.05, "FP16": 0.05, "INT8": 0.3}
+# (results/epyc-2-cores/six-models): deep random networks amplify rounding. Other images may do a little worse, and
+# FP16, with 3 bits more, has some 18 dB more.
+LEAST_ZOO_DB = {**LEAST_SQNR_DB, "TF32": 25.0, "FP16": 25.0, "INT8": 5.0}
 
 
 def precision_cases() -> list[Any]:
@@ -155,12 +154,12 @@ async def test_mixed_batches_over_several_instances_answer_each_row(
             picked = random.integers(0, SAMPLES, size=int(random.integers(1, PROFILE[2] + 1)))
             found = await run_one(worker, "m", small.name, small.images[picked])
             assert found.shape == alone[picked].shape
-            worst = max(worst, worst_row(found, alone[picked]))
+            worst = max(worst, worst_row(found, alone, picked))
 
         for _ in range(40):
             await asyncio.gather(*(one() for _ in range(8)))
-    notes.add(f"mixed batches {kind} worst relative difference of a row", round(worst, 5))
-    assert worst < SAME_ROW[kind]
+    notes.add(f"mixed batches {kind} worst row", round(worst, 5))
+    assert worst < OWN_ANSWER
 
 
 async def test_every_batch_size_up_to_the_largest(machine: Machine, small: Small, engine: Path) -> None:
@@ -170,16 +169,16 @@ async def test_every_batch_size_up_to_the_largest(machine: Machine, small: Small
         alone = np.concatenate([await run_one(worker, "m", small.name, image[None]) for image in small.images])
         for size in [*range(1, PROFILE[2] + 1), *range(PROFILE[2], 0, -1)]:
             found = await run_one(worker, "m", small.name, small.images[-size:])
-            assert worst_row(found, alone[-size:]) < SAME_ROW[machine.half], size
+            assert worst_row(found, alone, range(SAMPLES - size, SAMPLES)) < OWN_ANSWER, size
         if machine.gpu:
             with pytest.raises(InvalidArgumentError):
                 await run_one(worker, "m", small.name, small.images[: PROFILE[2] + 1])
             again = await run_one(worker, "m", small.name, small.images[:3])
-            assert worst_row(again, alone[:3]) < SAME_ROW[machine.half]
+            assert worst_row(again, alone, range(3)) < OWN_ANSWER
 
 
 async def test_several_profiles_answer_alike(gpu: Machine, workshop: Workshop, small: Small, notes: Notes) -> None:
-    engine = await workshop.built("profiles", small.model, "FP16", (1, 1, 1), profiles="2:8:8,32:32:32")
+    engine = await workshop.built("profiles", small.model, "FP16", (1, 8, 32), profiles="1:1:1,32:32:32")
     profiles = json.loads((engine / "engine.json").read_text())["profiles"]
     assert len(profiles) == 3
     async with worker_of(gpu) as worker:
@@ -187,9 +186,9 @@ async def test_several_profiles_answer_alike(gpu: Machine, workshop: Workshop, s
         worst = 0.0
         for size in (1, 8, 2, 32, 1, 5, 32, 3):
             found = await run_one(worker, "m", small.name, small.images[:size])
-            worst = max(worst, worst_row(found, small.expected[:size]))
-    notes.add("profiles worst relative difference of a row from FP32", round(worst, 5))
-    assert worst < SAME_ROW["FP16"]
+            worst = max(worst, worst_row(found, small.expected, range(size)))
+    notes.add("profiles worst row", round(worst, 5))
+    assert worst < OWN_ANSWER
 
 
 @pytest.mark.parametrize("padding", ["auto", "off"])
@@ -200,7 +199,7 @@ async def test_padded_batches_show_no_other_rows(gpu: Machine, small: Small, eng
             for _ in range(3):  # measured, decided, and as decided
                 found = await run_one(worker, "m", small.name, small.images[:size])
                 assert len(found) == size
-                assert worst_row(found, small.expected[:size]) < SAME_ROW["FP16"], size
+                assert worst_row(found, small.expected, range(size)) < OWN_ANSWER, size
 
 
 @pytest.mark.parametrize("precision", ["half", "int8"])
@@ -269,7 +268,7 @@ async def test_a_load_that_does_not_fit_says_what_it_needs(
             assert refused.value.reason == "RESOURCE_EXHAUSTED"
             assert "MiB" in refused.value.message and "free" in refused.value.message
             found = await run_one(worker, "small", small.name, small.images[:4])
-            assert worst_row(found, small.expected[:4]) < SAME_ROW["FP16"]
+            assert worst_row(found, small.expected, range(4)) < OWN_ANSWER
         await worker.load("large", large)  # with the memory back, it fits
 
 

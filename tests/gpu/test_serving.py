@@ -15,8 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 from conftest import Notes, Small
 from device_memory import taken
-from machine import LEAST_SQNR_DB, Machine, sqnr_db, worst_row
-from test_engines import SAME_ROW
+from machine import LEAST_SQNR_DB, OWN_ANSWER, Machine, sqnr_db, worst_row
 
 from enginehouse import BatchProfile, Calibration, Synthetic, Target, VerificationSpec
 from enginehouse.client.values import Engine
@@ -79,7 +78,7 @@ def test_answers_by_message(served: Served, small: Small, right: Any) -> None:
     for size in (1, 7, 16, 3):
         found = client.infer("quick", [request(small.name, small.images[:size], "FP32")])
         output = found.get_response().outputs[0].name
-        assert worst_row(found.as_numpy(output), right[:size]) < SAME_ROW["FP16"]
+        assert worst_row(found.as_numpy(output), right, range(size)) < OWN_ANSWER
 
 
 def shared_request(name: str, shape: tuple[int, ...], region: str, size: int) -> Any:
@@ -114,7 +113,7 @@ def test_answers_by_system_shared_memory(served: Served, small: Small, right: An
                 outputs=[shared_output(output, "results", results.nbytes)],
             )
             found = shared_memory.get_contents_as_numpy(room, np.float32, list(results.shape))
-            assert worst_row(found, results[order]) < SAME_ROW["FP16"]
+            assert worst_row(found, right, order) < OWN_ANSWER
         client.unregister_system_shared_memory()
     finally:
         shared_memory.destroy_shared_memory_region(region)
@@ -153,14 +152,14 @@ def test_answers_by_cuda_shared_memory(gpu: Machine, served: Served, small: Smal
                 outputs=[shared_output(output, "results", results.nbytes)],
             )
             found = cuda_shared_memory.get_contents_as_numpy(room, np.float32, list(results.shape))
-            assert worst_row(found, results[order]) < SAME_ROW["FP16"]
+            assert worst_row(found, right, order) < OWN_ANSWER
         # One by message, one by device memory: each way alone.
         answer = client.infer("quick", [shared_request(small.name, images.shape, "images", images.nbytes)])
-        assert worst_row(answer.as_numpy(output), results[order]) < SAME_ROW["FP16"]
+        assert worst_row(answer.as_numpy(output), right, order) < OWN_ANSWER
         # The last rows of the region.
         half = triton.InferInput(small.name, [8, *images.shape[1:]], "FP32")
         half.set_shared_memory("images", images.nbytes // 2, offset=images.nbytes // 2)
-        assert worst_row(client.infer("quick", [half]).as_numpy(output), results[order][8:]) < SAME_ROW["FP16"]
+        assert worst_row(client.infer("quick", [half]).as_numpy(output), right, order[8:]) < OWN_ANSWER
         beyond = shared_request(small.name, images.shape, "images", images.nbytes)
         beyond.set_shared_memory("images", images.nbytes, offset=64)
         with pytest.raises(triton.InferenceServerException):
@@ -187,12 +186,12 @@ def test_device_arrays_through_the_sdk(gpu: Machine, served: Served, small: Smal
         images = np.ascontiguousarray(small.images[:size])
         array = _on_device(library, images)
         found = client.infer("quick", {small.name: array}).only()
-        assert worst_row(np.asarray(found), right[:size]) < SAME_ROW["FP16"]
+        assert worst_row(np.asarray(found), right, range(size)) < OWN_ANSWER
     # A part of a larger allocation, as pools hand them out.
     whole = _on_device(library, np.ascontiguousarray(small.images))
     if library != "pycuda":
         found = client.infer("quick", {small.name: whole[20:30]}).only()
-        assert worst_row(np.asarray(found), right[20:30]) < SAME_ROW["FP16"]
+        assert worst_row(np.asarray(found), right, range(20, 30)) < OWN_ANSWER
 
 
 def _on_device(library: str, images: Any) -> Any:
@@ -271,5 +270,5 @@ def test_a_load_beyond_the_memory_says_what_it_needs(
         notes.add("out of memory at load, as the SDK says it", [refused.value.reason, refused.value.message])
         assert "RESOURCE_EXHAUSTED" in refused.value.reason + refused.value.message or "memory" in refused.value.message
         assert "free" in refused.value.message
-        assert worst_row(client.infer("quick", small.images[:4]).only(), right[:4]) < SAME_ROW["FP16"]
+        assert worst_row(client.infer("quick", small.images[:4]).only(), right, range(4)) < OWN_ANSWER
         client.unload("large", wait=False)
