@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -41,8 +42,9 @@ DONE = "prepared.json"
 
 
 def stage(name: str, inputs: dict[str, Path], output: Path, params: dict[str, Any]) -> Path:
-    """Run a stage of the worker with this Python."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Run a stage of the worker with this Python; what a run that was cut left is made again."""
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
     spec = output.parent / f"{output.name}.json"
     folders = {key: str(path) for key, path in inputs.items()}
     spec.write_text(json.dumps({"stage": name, "inputs": folders, "output": str(output), "params": params}))
