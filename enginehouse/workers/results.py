@@ -11,7 +11,10 @@ from enginehouse.workers.tensors import Array, TensorOutput, TensorSpec
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a worker says of an engine it loaded. `max_batch_size` 0: the engine names no limit."""
+    """What a worker says of an engine it loaded. `max_batch_size` 0: the engine names no limit.
+
+    `concurrency`: batches that one instance takes at once, to copy one while it computes another.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -20,6 +23,7 @@ class LoadedModel:
     seconds: float
     memory_bytes: int
     device_memory_bytes: int = 0
+    concurrency: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,4 +91,5 @@ def loaded_model(frame: Frame) -> LoadedModel:
         seconds=float(frame["seconds"]),
         memory_bytes=int(frame["memory_bytes"]),
         device_memory_bytes=int(frame.get("device_memory_bytes") or 0),
+        concurrency=max(int(frame.get("concurrency") or 1), 1),
     )

@@ -222,11 +222,6 @@ def test_a_gpu_process_says_what_it_is_and_runs_cpu_engines_beside_it(world: Dev
     world.client.unload_model("double")
 
 
-def test_a_cpu_process_refuses_a_gpus_engine(server: Server, shared: DeviceWorld) -> None:
-    with refused("FAILED_PRECONDITION", "built for a GPU", "ENGINEHOUSE_DEVICE=cuda:0"):
-        load(server.client(), shared.engines, "device", "foreign", options={})
-
-
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch, world: DeviceWorld) -> FileDriver:
     """The SDK's, in place of CUDA's."""
@@ -295,7 +290,13 @@ async def test_the_sdk_keeps_a_bounded_number_of_allocations(
         assert len(world.client.get_cuda_shared_memory_status().regions) == 2
 
 
-def test_the_sdk_says_so_where_the_server_has_no_gpu(server: Server, driver: FileDriver) -> None:
+def test_a_cpu_process_says_that_it_has_no_gpu(
+    start_server: Callable[..., Server], world: DeviceWorld, driver: FileDriver, models: Path
+) -> None:
+    server = start_server()
+    with refused("FAILED_PRECONDITION", "built for a GPU", "ENGINEHOUSE_DEVICE=cuda:0"):
+        load(server.client(), world.engines, "device", "foreign", options={})
+    load(server.client(), models, "double")
     x = FileArray(driver.allocate("a"), 2)
     with (
         Client(inference=server.address) as client,
@@ -338,13 +339,11 @@ def test_a_lost_device_costs_its_worker_and_no_more(start_world: Callable[..., D
         client.infer("two", [in_region("gone", 2)])
     assert "device context lost" in world.server.log()
     # Nothing hangs, however the next one falls into its end.
-    for _ in range(2):
-        wait_for(lambda: client.is_model_ready("two"))
-        with pytest.raises(InferenceServerException, match="lost its device context"):
-            client.infer("two", [tensor("x", np.full((1, 4), LOSE, np.float32), "FP32")], client_timeout=30)
-        with pytest.raises(InferenceServerException, match="UNAVAILABLE"):
-            client.infer("one", [tensor("x", floats(1), "FP32")], client_timeout=30)
-        wait_for(lambda: client.is_model_ready("one"))
+    with pytest.raises(InferenceServerException, match="lost its device context"):
+        client.infer("two", [tensor("x", np.full((1, 4), LOSE, np.float32), "FP32")], client_timeout=30)
+    with pytest.raises(InferenceServerException, match="UNAVAILABLE"):
+        client.infer("one", [tensor("x", floats(1), "FP32")], client_timeout=30)
+    wait_for(lambda: client.is_model_ready("one"))
     # "one" ran beside the first crash and is innocent.
     assert client.infer("one", [tensor("x", floats(1), "FP32")]).as_numpy("y").shape == (1, 4)
     assert world.server.stop() == 0

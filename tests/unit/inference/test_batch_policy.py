@@ -29,6 +29,7 @@ class Arrival:
     shape: str
     deadline: int | None
     cancel_after: int | None
+    alone: bool
 
 
 arrivals = st.lists(
@@ -39,6 +40,7 @@ arrivals = st.lists(
         shape=st.sampled_from("ab"),
         deadline=st.sampled_from([None, None, 3, 25]),
         cancel_after=st.sampled_from([None, None, None, 1, 12]),
+        alone=st.sampled_from([False, False, True]),
     ),
     max_size=25,
 )
@@ -92,7 +94,9 @@ class Simulation:
         if kind == "arrive":
             deadline = None if arrival.deadline is None else self.now + arrival.deadline
             try:
-                self.entries[number] = queue.add(number, arrival.rows, arrival.shape, self.now, deadline)
+                self.entries[number] = queue.add(
+                    number, arrival.rows, arrival.shape, self.now, deadline, alone=arrival.alone
+                )
             except QueueFullError:
                 self.refused.add(number)
         elif number in self.entries and not self.entries[number].gone:
@@ -109,7 +113,14 @@ def test_every_request_is_served_once_or_says_why_not(
     simulation.run(arrivals)
     rows: dict[int, list[tuple[int, int]]] = {}
     for _, batch in simulation.batches:
-        assert 1 <= batch.rows <= policy.max_batch_size
+        alone = any(part.entry.alone for part in batch.slices)
+        assert batch.rows >= 1
+        if alone:
+            assert [(part.start, part.stop) for part in batch.slices] == [
+                (0, arrivals[batch.slices[0].entry.item].rows)
+            ]
+        else:
+            assert batch.rows <= policy.max_batch_size
         assert len({part.entry.shape for part in batch.slices}) == 1, "shapes were mixed"
         assert policy.join or len(batch.slices) == 1, "requests were joined"
         for part in batch.slices:
@@ -223,3 +234,19 @@ def test_forgotten_deadlines_do_not_pile_up() -> None:
         queue.take(number)
     assert len(queue._deadlines) < 200
     assert queue.next_event_ns() is None
+
+
+def test_a_batch_that_may_grow_waits_when_it_is_small() -> None:
+    queue = fill(BatchPolicy(max_batch_size=8), 1, 2)
+    assert queue.take(0, least=4) is None
+    queue.add(2, 1, "a", 0)
+    assert (batch := queue.take(0, least=4)) is not None and batch.rows == 4
+    queue.add(3, 1, "a", 0, alone=True)
+    assert (batch := queue.take(0, least=4)) is not None and batch.rows == 1
+
+
+def test_a_request_that_is_alone_waits_for_no_delay_and_is_not_cut() -> None:
+    queue = fill(BatchPolicy(max_batch_size=4, max_queue_delay_ns=100), 1)
+    queue.add(1, 7, "a", 1, alone=True)
+    assert (batch := queue.take(1)) is not None and [s.entry.item for s in batch.slices] == [1] and batch.rows == 7
+    assert queue.take(1) is None

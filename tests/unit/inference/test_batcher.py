@@ -75,7 +75,7 @@ class Engine:
         return InferenceResult(tensors, frame, self.released.append)
 
 
-def batcher(engine: Engine, statistics: Statistics | None = None, **policy: Any) -> Batcher:
+def batcher(engine: Engine, statistics: Statistics | None = None, concurrency: int = 1, **policy: Any) -> Batcher:
     return Batcher(
         "'m'",
         policy=BatchPolicy(**{"max_batch_size": 4, **policy}),
@@ -84,6 +84,7 @@ def batcher(engine: Engine, statistics: Statistics | None = None, **policy: Any)
         outputs=("y", "z"),
         run=engine,
         observer=statistics or Statistics(),
+        concurrency=concurrency,
     )
 
 
@@ -276,3 +277,18 @@ async def test_a_request_that_failed_holds_no_memory() -> None:
         assert engine.released == [{1}]
     finally:
         gc.enable()
+
+
+async def test_an_instance_that_computes_gets_another_batch_when_it_is_large() -> None:
+    engine = Engine(free=False)
+    shell = batcher(engine, concurrency=2)
+    tasks = [asyncio.create_task(ask(shell, n)) for n in (1, 2)]
+    await asyncio.sleep(0.01)
+    assert engine.batches == [[1]]  # the second waits for others
+    tasks += [asyncio.create_task(ask(shell, n)) for n in (3, 4, 5)]
+    await asyncio.sleep(0.01)
+    assert engine.batches == [[1], [2, 3]]  # half of the most; both are taken now
+    for _ in range(3):
+        engine.step()
+    assert [column(answer) for answer in await asyncio.gather(*tasks)] == [[2], [4], [6], [8], [10]]
+    assert engine.batches == [[1], [2, 3], [4, 5]]

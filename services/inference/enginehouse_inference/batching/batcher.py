@@ -70,7 +70,9 @@ class Batcher:
     Args:
         name: of the model, for messages.
         batched: whether dimension 0 of every tensor is the batch.
-        instances: batches that run at once.
+        instances: batches that are computed at once.
+        concurrency: batches that one instance takes at once, to copy one while it computes another. Beyond the first,
+            an instance gets large ones only: small ones do better to grow while they wait.
         outputs: all output names, in the signature's order.
     """
 
@@ -85,11 +87,14 @@ class Batcher:
         run: Run,
         observer: Observer,
         clock: Callable[[], int] = time.monotonic_ns,
+        concurrency: int = 1,
     ) -> None:
         self._name = name
         self._queue: BatchQueue[_Request] = BatchQueue(policy)
         self._batched = batched
-        self._free = instances
+        self._instances = instances
+        self._slots = instances * concurrency
+        self._busy = 0
         self._outputs = tuple(outputs)
         self._run = run
         self._observer = observer
@@ -187,13 +192,17 @@ class Batcher:
                 entry,
                 DeadlineExceededError(f"model {self._name}: the deadline passed after {waited:.1f} ms in the queue"),
             )
-        while self._free and (batch := self._queue.take(now)) is not None:
-            self._free -= 1
+        while self._busy < self._slots and (batch := self._queue.take(now, self._least())) is not None:
+            self._busy += 1
             for part in batch.slices:
                 part.entry.item.started_ns = part.entry.item.started_ns or now
             self._running.add(asyncio.create_task(self._execute(batch)))
         self._set_timer(now)
         self._settle()
+
+    def _least(self) -> int:
+        """Rows that a batch should have to leave now: for an instance that computes already, half of the most."""
+        return 0 if self._busy < self._instances else -(-self._queue.policy.max_batch_size // 2)
 
     def _settle(self) -> None:
         if not self._queue and not self._running:
@@ -203,7 +212,9 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        event = self._queue.next_event_ns() if self._free else self._queue.next_deadline_ns()
+        # Where all instances compute, time alone lets nothing leave.
+        idle = self._busy < self._instances
+        event = self._queue.next_event_ns() if idle else self._queue.next_deadline_ns()
         if event is not None:
             self._timer = asyncio.get_running_loop().call_later(max(event - now, 0) / 1e9, self._pump)
 
@@ -211,7 +222,7 @@ class Batcher:
         try:
             await self._attempt(batch)
         finally:
-            self._free += 1
+            self._busy -= 1
             # This task ends with the call that starts the next batch.
             task = asyncio.current_task()
             if task is not None:

@@ -163,12 +163,16 @@ class BatchQueue(Generic[T]):
         self._size = 0
         return entries
 
-    def take(self, now_ns: int) -> Batch[T] | None:
-        """The batch that should run now on a free instance, or None when waiting is better (or nothing waits)."""
+    def take(self, now_ns: int, least: int = 0) -> Batch[T] | None:
+        """The batch that should run now on a free instance, or None when waiting is better (or nothing waits).
+
+        Args:
+            least: rows below which waiting for more is better anyway. Requests that share no batch leave all the same.
+        """
         ready = [
             (lane[0].arrived_ns, index, lane, count)
             for index, lane in enumerate(self._lanes.values())
-            if (count := self._leaving(lane, now_ns))
+            if (count := self._leaving(lane, now_ns, least))
         ]
         if not ready:
             return None
@@ -192,7 +196,7 @@ class BatchQueue(Generic[T]):
         for lane in self._lanes.values():
             yield from lane
 
-    def _leaving(self, lane: deque[Entry[T]], now_ns: int) -> int:
+    def _leaving(self, lane: deque[Entry[T]], now_ns: int, least: int) -> int:
         """How many entries of a lane should leave now (0: wait); the last may leave in part."""
         limit = self.policy.max_batch_size
         if not self.policy.join or lane[0].alone:
@@ -211,6 +215,8 @@ class BatchQueue(Generic[T]):
             if rows >= limit:
                 full = True
                 break
+        if rows < least and not full:
+            return 0
         if full or now_ns - lane[0].arrived_ns >= self.policy.max_queue_delay_ns:
             # Out of patience with a preferred size at hand: take that, the rest has its own first request now.
             return count if full else (preferred or count)

@@ -69,6 +69,7 @@ class ModelVersion:
             outputs=tuple(self.signature.outputs),
             run=lambda inputs, outputs, deadline_ns, places: worker.infer(key, inputs, outputs, deadline_ns, places),
             observer=statistics,
+            concurrency=loaded.concurrency,
         )
 
     @property
