@@ -1,8 +1,7 @@
 """Judging the paper's claims by a run's rows. Pure.
 
-A claim is judged only from rows that can judge it; otherwise it is "not tested here", with what was missing. A
-claimed ratio
-holds when the measured one, with the interval of its windows, reaches within `RATIO_TOLERANCE` of it.
+A claim is judged only from rows that can judge it; otherwise it is "not testable here", with what was missing. A
+claimed ratio is confirmed when the measured one, with its interval, reaches within `RATIO_TOLERANCE` of it.
 """
 
 from __future__ import annotations
@@ -24,14 +23,19 @@ RESNET = "resnet_v1_50"
 
 
 class Verdict(Enum):
-    HELD = "held"
-    NOT_HELD = "did not hold"
-    NOT_TESTED = "not tested here"
+    CONFIRMED = "confirmed"
+    REFUTED = "refuted"
+    NOT_TESTABLE = "not testable here"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim's verdict and why. `measured` is our ratio where the claim is one, with its interval."""
+    """A claim's verdict and why.
+
+    Attributes:
+        measured: our number, a ratio, where the claim is one or an ordering.
+        interval: of `measured`.
+    """
 
     claim: Claim
     verdict: Verdict
@@ -39,61 +43,38 @@ class Judgement:
     measured: float | None = None
     interval: tuple[float, float] | None = None
 
-
-def judge(paper: Paper, results: Results) -> tuple[Judgement, ...]:
-    """A judgement of every claim of the paper, in its order."""
-    return tuple(_JUDGES.get(claim.id, _unknown)(claim, paper, results) for claim in paper.claims)
-
-
-def _unknown(claim: Claim, paper: Paper, results: Results) -> Judgement:
-    return Judgement(claim, Verdict.NOT_TESTED, "no rule says which rows would judge it")
+    @property
+    def of_claimed(self) -> float | None:
+        """Our number over the paper's, where both are ratios."""
+        return None if self.measured is None or self.claim.ratio is None else self.measured / self.claim.ratio
 
 
-def _missing(claim: Claim, results: Results, modes: Sequence[str], model: str = RESNET) -> Judgement:
-    """Not tested: says which modes have no rows, and why when the run says."""
+Rule = Callable[[Claim, Paper, Results], Judgement]
+
+
+def held(condition: bool) -> Verdict:
+    return Verdict.CONFIRMED if condition else Verdict.REFUTED
+
+
+def near(claimed: float, low: float, high: float, tolerance: float = RATIO_TOLERANCE) -> bool:
+    """Whether the interval reaches within `tolerance` of the claimed ratio."""
+    return low <= claimed * (1 + tolerance) and high >= claimed / (1 + tolerance)
+
+
+def missing(claim: Claim, results: Results, modes: Sequence[str], model: str = RESNET) -> Judgement:
+    """Not testable: says which modes have no rows, and why when the run says."""
     have = {row.lane.mode for row in results.rows if row.lane.model == model and row.lane.scope in SCOPES}
     absent = [mode for mode in modes if mode not in have]
     if not absent:
-        return Judgement(claim, Verdict.NOT_TESTED, f"no rows of {' and '.join(modes)} were measured interleaved")
+        return Judgement(claim, Verdict.NOT_TESTABLE, f"no rows of {' and '.join(modes)} were measured interleaved")
     reasons = []
     for mode in absent:
         reason = next((entry.reason for entry in results.not_run if entry.lane.mode == mode), None)
         reasons.append(f"{mode} on {model} was not run" + (f" ({reason})" if reason else ""))
-    return Judgement(claim, Verdict.NOT_TESTED, "; ".join(reasons))
+    return Judgement(claim, Verdict.NOT_TESTABLE, "; ".join(reasons))
 
 
-def _ratio_of(mode: str, base: str, lower_latency: bool = False) -> Callable[[Claim, Paper, Results], Judgement]:
-    def rule(claim: Claim, paper: Paper, results: Results) -> Judgement:
-        found = pairs(results.rows, RESNET, mode, base, SCOPES)
-        if not found or claim.ratio is None:
-            return _missing(claim, results, (mode, base))
-        best = max(found, key=lambda ratio: ratio.row.inferences_per_second)
-        held = near(claim.ratio, best.low, best.high)
-        why = f"{best.value:.2f}x at batch {best.row.lane.batch}, where {mode} is fastest ({_over(found)})"
-        if lower_latency:
-            ours, theirs = best.row.latency_ms.mean, best.base.latency_ms.mean
-            held = held and ours < theirs
-            why += f"; mean latency {ours:.3g} ms against {theirs:.3g} ms"
-        verdict = Verdict.HELD if held else Verdict.NOT_HELD
-        if not held:
-            why += f"; the claim is {claim.ratio:g}x, give or take {RATIO_TOLERANCE:.0%}"
-        return Judgement(claim, verdict, why, best.value, (best.low, best.high))
-
-    return rule
-
-
-def near(claimed: float, low: float, high: float) -> bool:
-    """Whether the interval reaches within `RATIO_TOLERANCE` of the claimed ratio."""
-    return low <= claimed * (1 + RATIO_TOLERANCE) and high >= claimed / (1 + RATIO_TOLERANCE)
-
-
-def _over(found: Sequence[Ratio]) -> str:
-    values = [ratio.value for ratio in found]
-    batches = ", ".join(str(ratio.row.lane.batch) for ratio in found)
-    return f"{min(values):.2f}x to {max(values):.2f}x over batches {batches}"
-
-
-def _by_batch(rows: Sequence[Row], mode: str, key: Callable[[Row], str]) -> dict[int, dict[str, Row]]:
+def by_batch(rows: Sequence[Row], mode: str, key: Callable[[Row], str]) -> dict[int, dict[str, Row]]:
     """Rows of a mode by batch, then by `key`; the first of equal keys counts. In the first scope that has any."""
     for scope in SCOPES:
         found: dict[int, dict[str, Row]] = {}
@@ -105,138 +86,69 @@ def _by_batch(rows: Sequence[Row], mode: str, key: Callable[[Row], str]) -> dict
     return {}
 
 
-def _c1(claim: Claim, paper: Paper, results: Results) -> Judgement:
-    mode = "tf-trt-int8"
-    by_batch = _by_batch(results.rows, mode, lambda row: row.lane.model)
-    complete = {batch: rows for batch, rows in by_batch.items() if set(paper.models) <= set(rows)}
-    if not complete:
-        absent = [model for model in paper.models if not any(model in rows for rows in by_batch.values())]
-        if absent == list(paper.models):
-            return _missing(claim, results, (mode,))
-        return Judgement(
-            claim, Verdict.NOT_TESTED, f"no batch has {mode} rows of all six models; none of {', '.join(absent)}"
-        )
-    losses = []
-    for batch, rows in complete.items():
-        six = [rows[model] for model in paper.models]
-        fastest = max(six, key=lambda row: row.inferences_per_second).lane.model
-        quickest = min(six, key=lambda row: row.latency_ms.mean).lane.model
-        losses += [f"{what} at batch {batch}: {model}" for what, model in
-                   (("highest throughput", fastest), ("lowest latency", quickest)) if model != RESNET]  # fmt: skip
-    batches = ", ".join(map(str, complete))
-    if losses:
-        return Judgement(claim, Verdict.NOT_HELD, "; ".join(losses))
-    return Judgement(claim, Verdict.HELD, f"highest throughput and lowest mean latency of the six at batches {batches}")
+def implied_batch(paper: Paper, modes: Sequence[str]) -> int | None:
+    """The batch size at which the paper compared modes, where its values say: images in flight are throughput times
+    latency.
+
+    None when a mode has no value with both, or the values do not agree.
+    """
+    batches = set()
+    for mode in modes:
+        values = [value for value in paper.values if value.mode == mode and value.images_per_second is not None]
+        latencies = [(value, value.latency_ms or value.latency_ms_about) for value in values]
+        found = {round((value.images_per_second or 0) * ms / 1e3) for value, ms in latencies if ms is not None}
+        if not found:
+            return None
+        batches |= found
+    return batches.pop() if len(batches) == 1 else None
 
 
-def _c2(claim: Claim, paper: Paper, results: Results) -> Judgement:
-    groups: dict[tuple[str, ...], dict[str, Row]] = {}
-    for row in results.rows:
-        lane = row.lane
-        if lane.device.startswith("gpu:") and lane.scope in SCOPES:
-            key = (row.environment, lane.model, lane.mode, lane.scope, str(lane.batch))
-            groups.setdefault(key, {})[lane.device] = row
-    several = {key: rows for key, rows in groups.items() if len(rows) > 1}
-    if not several:
-        return Judgement(claim, Verdict.NOT_TESTED, "needs rows of the same mode on two GPUs of one server")
-    worst, where = 0.0, ""
-    for (_, model, mode, _, batch), rows in several.items():
-        for values in ([r.inferences_per_second for r in rows.values()], [r.latency_ms.mean for r in rows.values()]):
-            spread = max(values) / min(values) - 1
-            if spread >= worst:
-                worst, where = spread, f"{model} {mode} batch {batch}"
-    gpus = len({device for rows in several.values() for device in rows})
-    why = f"largest difference between {gpus} GPUs in throughput or mean latency: {worst:.1%} ({where})"
-    return Judgement(claim, Verdict.HELD if worst <= SAME_TOLERANCE else Verdict.NOT_HELD, why)
+def ratio_of(mode: str, base: str, *, lower_latency: bool = False) -> Rule:
+    """A rule for "mode is so many times base on ResNet-50": at the batch that the paper's values imply, where they do
+    and we measured it; else where the mode is fastest."""
 
-
-def _c7(claim: Claim, paper: Paper, results: Results) -> Judgement:
-    """The other framework's network is the model called "resnet_v1_50-{framework}"."""
-    by_batch = _by_batch(results.rows, "tensorrt-int8", lambda row: row.lane.model)
-    found: list[tuple[int, float, str]] = []
-    for batch, rows in by_batch.items():
-        for model, row in rows.items():
-            if model.startswith(RESNET + "-") and RESNET in rows:
-                ratio = rows[RESNET].inferences_per_second / row.inferences_per_second
-                found.append((batch, ratio, model))
-    if not found:
-        return Judgement(
-            claim,
-            Verdict.NOT_TESTED,
-            "needs tensorrt-int8 rows of ResNet-50 from two training frameworks, interleaved or not",
-        )
-    batch, ratio, model = max(found, key=lambda item: abs(item[1] - 1))
-    verdict = Verdict.HELD if abs(ratio - 1) <= SAME_TOLERANCE else Verdict.NOT_HELD
-    return Judgement(claim, verdict, f"{ratio:.2f}x of {model} at batch {batch}, the largest difference", ratio)
-
-
-def _generations(mode: str, half_latency: bool) -> Callable[[Claim, Paper, Results], Judgement]:
     def rule(claim: Claim, paper: Paper, results: Results) -> Judgement:
-        rows = [row for row in results.rows if row.lane.model == RESNET]
-        capability = {product: cc for row in rows if (known := _gpu(results, row)) for product, cc in [known]}
-        versions = sorted(capability.items(), key=lambda item: item[1])
-        by_batch = _by_batch(rows, mode, lambda row: (_gpu(results, row) or ("", (0, 0)))[0])
-        if len({cc for _, cc in versions}) < 2 or claim.ratio is None:
-            return Judgement(claim, Verdict.NOT_TESTED, f"needs {mode} rows of ResNet-50 from GPUs of two generations")
-        older, newer = versions[0][0], versions[-1][0]
-        both = {batch: found for batch, found in by_batch.items() if older in found and newer in found}
-        if not both:
-            return Judgement(claim, Verdict.NOT_TESTED, f"{older} and {newer} share no batch size under {mode}")
-        batch, found = max(both.items(), key=lambda item: item[1][newer].inferences_per_second)
-        new, old = found[newer], found[older]
-        ratio = Ratio(new, old)
-        held = near(claim.ratio, ratio.low, ratio.high)
-        why = f"{newer} is {ratio.value:.2f}x {older} at batch {batch} (two runs, not interleaved)"
-        if half_latency:
-            latency = new.latency_ms.mean / old.latency_ms.mean
-            held = held and latency <= 0.5 * (1 + RATIO_TOLERANCE)
-            why += f"; {latency:.2f} of its mean latency"
-        return Judgement(claim, Verdict.HELD if held else Verdict.NOT_HELD, why, ratio.value, (ratio.low, ratio.high))
+        found = pairs(results.rows, RESNET, mode, base, SCOPES)
+        if not found or claim.ratio is None:
+            return missing(claim, results, (mode, base))
+        implied = implied_batch(paper, (mode, base))
+        chosen = next((ratio for ratio in found if ratio.row.lane.batch == implied), None)
+        where = "the batch that the paper's throughput times latency implies"
+        if chosen is None:
+            chosen, where = max(found, key=lambda ratio: ratio.row.inferences_per_second), f"where {mode} is fastest"
+        reached = near(claim.ratio, chosen.low, chosen.high)
+        why = f"{chosen.text} at batch {chosen.row.lane.batch}, {where} ({_over(found)})"
+        ordered = True
+        if lower_latency:
+            ours, theirs = chosen.row.latency_ms.mean, chosen.base.latency_ms.mean
+            ordered = ours < theirs
+            why += f"; mean latency {ours:.3g} ms against {theirs:.3g} ms"
+        if not reached:
+            why += f"; the claim is {claim.ratio:g}x, give or take {RATIO_TOLERANCE:.0%}"
+            if chosen.low > 1 and ordered:
+                why += f": the order holds, the factor does not ({chosen.value / claim.ratio:.2g} of the claimed)"
+        return Judgement(claim, held(reached and ordered), why, chosen.value, (chosen.low, chosen.high))
 
     return rule
 
 
-def _gpu(results: Results, row: Row) -> tuple[str, tuple[int, int]] | None:
-    """Product and compute capability of the GPU a row ran on."""
-    if not row.lane.device.startswith("gpu"):
-        return None
-    devices: Sequence[Mapping[str, object]] = results.machine(row).get("gpus", {}).get("devices", ())
-    index = int(row.lane.device.partition(":")[2] or 0)
-    for device in devices:
-        major, _, minor = str(device.get("compute_capability", "")).partition(".")
-        if device.get("index") == index and major.isdigit() and minor.isdigit():
-            return str(device.get("product")), (int(major), int(minor))
-    return None
+def _over(found: Sequence[Ratio]) -> str:
+    values = [ratio.value for ratio in found]
+    batches = ", ".join(str(ratio.row.lane.batch) for ratio in found)
+    return f"{min(values):.3g}x to {max(values):.3g}x over batches {batches}"
 
 
-def _c10(claim: Claim, paper: Paper, results: Results) -> Judgement:
-    """Engines of one model for several GPUs: was each made from the same calibration table?"""
-    tables: dict[tuple[str, str], dict[str, str]] = {}
-    for engine in results.engines:
-        device, table = str(engine.get("device", "")), engine.get("calibration_digest")
-        if table and device.startswith("gpu"):
-            key = (str(engine.get("model")), str(engine.get("mode")))
-            tables.setdefault(key, {})[device] = str(table)
-    several = {key: found for key, found in tables.items() if len(found) > 1}
-    if not several:
-        return Judgement(claim, Verdict.NOT_TESTED, "needs INT8 engines of one model on two GPUs")
-    differing = [f"{model} {mode}" for (model, mode), found in several.items() if len(set(found.values())) > 1]
-    if differing:
-        return Judgement(claim, Verdict.NOT_HELD, f"calibrated again for another GPU: {', '.join(differing)}")
-    return Judgement(
-        claim, Verdict.HELD, f"one calibration table for all GPUs, for each of {len(several)} models and modes"
-    )
+def judge(paper: Paper, results: Results, others: Mapping[str, Results] | None = None) -> tuple[Judgement, ...]:
+    """A judgement of every claim of the paper, in its order.
+
+    Args:
+        others: results of other servers by name, for the claims that compare servers.
+    """
+    from enginehouse.report.claim_rules import rules
+
+    known = rules(others or {})
+    return tuple(known.get(claim.id, _unknown)(claim, paper, results) for claim in paper.claims)
 
 
-_JUDGES: Mapping[str, Callable[[Claim, Paper, Results], Judgement]] = {
-    "C1": _c1,
-    "C2": _c2,
-    "C3": _ratio_of("tensorrt-int8", "tf-trt-int8", lower_latency=True),
-    "C4": _ratio_of("tensorflow-gpu-fp32", "tensorflow-cpu-fp32"),
-    "C5": _ratio_of("tensorrt-int8", "tensorflow-cpu-fp32"),
-    "C6": _ratio_of("tensorrt-int8", "tensorflow-gpu-fp32"),
-    "C7": _c7,
-    "C8": _generations("tf-trt-int8", half_latency=True),
-    "C9": _generations("tensorrt-int8", half_latency=False),
-    "C10": _c10,
-}
+def _unknown(claim: Claim, paper: Paper, results: Results) -> Judgement:
+    return Judgement(claim, Verdict.NOT_TESTABLE, "no rule says which rows would judge it")

@@ -10,6 +10,7 @@ from typing import Any
 
 from enginehouse.bench import store
 from enginehouse.bench.rows import Lane, NotRun, Row
+from enginehouse.bench.telemetry import timestamp
 from enginehouse.errors import InvalidArgumentError, NotFoundError
 
 
@@ -24,6 +25,7 @@ class Results:
     phases: tuple[Mapping[str, Any], ...]
     samples: tuple[Mapping[str, Any], ...]
     engines: tuple[Mapping[str, Any], ...]
+    windows: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -34,6 +36,14 @@ class Results:
     def modes(self) -> tuple[str, ...]:
         """Modes with rows, in their order of appearance."""
         return tuple(dict.fromkeys(row.lane.mode for row in self.rows))
+
+    def seconds_of(self, kind: str) -> tuple[float, ...]:
+        """How long each phase of a kind took."""
+        return tuple(
+            timestamp(str(phase["end"])) - timestamp(str(phase["start"]))
+            for phase in self.phases
+            if phase.get("kind") == kind
+        )
 
     def machine(self, row: Row) -> Mapping[str, Any]:
         """The machine a row was measured on; empty when it is not recorded."""
@@ -66,6 +76,7 @@ def load_results(directory: Path) -> Results:
         phases=tuple(store.read_lines(directory / store.PHASES)),
         samples=tuple(store.read_lines(directory / store.TELEMETRY)),
         engines=tuple(store.read_lines(directory / store.ENGINES)),
+        windows=tuple(store.read_lines(directory / store.WINDOWS)),
     )
 
 

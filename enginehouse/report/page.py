@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from enginehouse.bench.rows import NotRun, Row, present
+from enginehouse.bench.rows import NotRun, Row
 from enginehouse.paper.facts import Paper
 from enginehouse.report import series
 from enginehouse.report.claims import Judgement, Verdict, judge
 from enginehouse.report.data import Results
-from enginehouse.report.plots import Plot, batch_plot, modes_plot, time_plot
+from enginehouse.report.figures import Plot
+from enginehouse.report.hardware import HardwareLine, hardware_lines
+from enginehouse.report.phases import PhaseView, phase_views
+from enginehouse.report.plots import batch_plot, time_plot
 from enginehouse.report.ratios import Ratio, against_baseline
-from enginehouse.report.values import Beside, WithinBudget, beside, within_budget
+from enginehouse.report.tables import (
+    BudgetLine,
+    Scaling,
+    ScopeLine,
+    most_efficient,
+    scaling,
+    scope_lines,
+    within_budget,
+)
+from enginehouse.report.values import Beside, beside
 
 
 @dataclass(frozen=True)
@@ -66,19 +76,25 @@ class Page:
     paper: Paper
     budget_ms: float
     budget_quantity: str
+    others: tuple[str, ...]
     sections: tuple[ModelSection, ...]
-    overviews: tuple[Plot, ...]
+    phases: tuple[PhaseView, ...]
     timeline: Plot | None
+    hardware: tuple[HardwareLine, ...]
     absent: tuple[str, ...]
     judgements: tuple[Judgement, ...]
     values: tuple[Beside, ...]
-    budget: tuple[WithinBudget, ...]
+    scopes: tuple[ScopeLine, ...]
+    budget: tuple[BudgetLine, ...]
+    efficient: tuple[Row, ...]
+    scaling: tuple[Scaling, ...]
     missing: tuple[MissingMode, ...]
 
     @property
     def plots(self) -> tuple[Plot, ...]:
         timeline = () if self.timeline is None else (self.timeline,)
-        return (*self.overviews, *(section.plot for section in self.sections), *timeline)
+        phases = (plot for phase in self.phases for plot in phase.plots)
+        return (*phases, *(section.plot for section in self.sections), *timeline)
 
     @property
     def verdicts(self) -> dict[str, int]:
@@ -86,8 +102,10 @@ class Page:
         return {verdict.value: sum(j.verdict is verdict for j in self.judgements) for verdict in Verdict}
 
 
-def gather(results: Results, paper: Paper, budget_ms: float, budget_quantity: str) -> Page:
-    """Judge, tabulate and draw the results."""
+def gather(
+    results: Results, paper: Paper, budget_ms: float, budget_quantity: str, others: Mapping[str, Results] | None = None
+) -> Page:
+    """Judge, tabulate and draw the results. `others` are results of other servers by name."""
     timeline_panels = series.panels(results)
     drawable = any(panel.series for panel in timeline_panels)
     scopes = tuple(dict.fromkeys(row.lane.scope for row in results.rows))
@@ -97,20 +115,22 @@ def gather(results: Results, paper: Paper, budget_ms: float, budget_quantity: st
         paper=paper,
         budget_ms=budget_ms,
         budget_quantity=budget_quantity,
+        others=tuple(others or ()),
         sections=tuple(
             _section(results, ratios, model, scope)
             for model in results.models
             for scope in scopes
             if any((row.lane.model, row.lane.scope) == (model, scope) for row in results.rows)
         ),
-        overviews=tuple(
-            modes_plot(f"modes-{scope}", [r for r in results.rows if r.lane.scope == scope], results.modes, scope)
-            for scope in scopes
-        ),
+        phases=phase_views(results, others),
         timeline=time_plot("timeline", timeline_panels, series.phases(results)) if drawable else None,
         absent=series.absent(results),
-        judgements=judge(paper, results),
+        hardware=hardware_lines(results),
+        judgements=judge(paper, results, others),
         values=beside(paper, results),
+        scopes=scope_lines(results.rows),
+        efficient=most_efficient(results.rows),
+        scaling=scaling(results.rows),
         budget=within_budget(results.rows, budget_ms, budget_quantity),
         missing=group_missing(results.not_run),
     )
@@ -160,53 +180,3 @@ def group_missing(entries: Sequence[NotRun]) -> tuple[MissingMode, ...]:
         what = tuple(f"{model} (batch {', '.join(map(str, batches))})" for model, batches in by_model.items())
         found.append(MissingMode(mode, reason, code, what, len(members)))
     return tuple(found)
-
-
-def to_json(page: Page) -> dict[str, Any]:
-    """The report for programs. What was not measured is absent."""
-    results = page.results
-    return {
-        "run": results.run,
-        "environments": results.environments,
-        "rows": [row.to_json() for row in results.rows],
-        "ratios": [_ratio_json(ratio) for ratio in against_baseline(results.rows)],
-        "claims": [
-            present({
-                "id": j.claim.id, "text": j.claim.text, "claimed_ratio": j.claim.ratio, "verdict": j.verdict.value,
-                "why": j.why, "measured_ratio": j.measured, "interval": None if j.interval is None else
-                list(j.interval),
-            })
-            for j in page.judgements
-        ],
-        "stated_values": [
-            present({
-                "paper": dataclasses.asdict(found.value), "ours": found.ours and found.ours.to_json(), "note":
-                found.why or None,
-            })
-            for found in page.values
-        ],
-        "within_budget": {
-            "latency_ms": page.budget_ms,
-            "quantity": page.budget_quantity,
-            "best": [
-                present({
-                    "model": best.model, "mode": best.mode, "device": best.device, "scope": best.scope,
-                    "row": best.row and best.row.to_json(), "lowest_latency_ms": best.lowest_latency_ms,
-                })
-                for best in page.budget
-            ],
-        },
-        "not_run": [entry.to_json() for entry in results.not_run],
-        "not_reported": list(page.absent),
-        "plots": [f"plots/{plot.name}.png" for plot in page.plots],
-    }  # fmt: skip
-
-
-def _ratio_json(ratio: Ratio) -> Mapping[str, Any]:
-    lane = ratio.row.lane
-    return {
-        "model": lane.model, "scope": lane.scope, "batch": lane.batch, "concurrency": lane.concurrency, "mode":
-        lane.mode,
-        "device": lane.device, "base": ratio.base.lane.mode, "ratio": ratio.value, "interval": [ratio.low, ratio.high],
-        "round": ratio.row.round,
-    }  # fmt: skip

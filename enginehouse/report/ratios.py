@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ BASELINE = "tensorflow-cpu-fp32"
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times the throughput of `base` `row` has. `low` and `high` bound it by the windows of both."""
+    """How many times the throughput of `base` `row` has, and between what."""
 
     row: Row
     base: Row
@@ -23,11 +24,41 @@ class Ratio:
 
     @property
     def low(self) -> float:
-        return self.row.interval[0] / self.base.interval[1]
+        return self._bounds[0]
 
     @property
     def high(self) -> float:
-        return self.row.interval[1] / self.base.interval[0]
+        return self._bounds[1]
+
+    @property
+    def confidence(self) -> float | None:
+        """Of the interval, when both rows have one of that confidence; else it is the widest that their windows
+        allow."""
+        return self.row.confidence if self.row.confidence == self.base.confidence else None
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        if self.confidence is None:
+            return _over(self.row.interval[0], self.base.interval[1]), _over(
+                self.row.interval[1], self.base.interval[0]
+            )
+        # Errors of a quotient of independent values, to first order: relative half widths add as squares.
+        half = math.hypot(*(_relative_half_width(row) for row in (self.row, self.base)))
+        return self.value * math.exp(-half), self.value * math.exp(half)
+
+    @property
+    def text(self) -> str:
+        """ "2.70x (2.65 to 2.75)"."""
+        return f"{self.value:.3g}x ({self.low:.3g} to {self.high:.3g})"
+
+
+def _over(value: float, by: float) -> float:
+    return value / by if by > 0 else math.inf
+
+
+def _relative_half_width(row: Row) -> float:
+    low, high = row.interval
+    return (high - low) / 2 / row.inferences_per_second
 
 
 def comparable(row: Row, base: Row) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from enginehouse.report.figures import color_of, short
 from enginehouse.report.page import Page
-from enginehouse.report.plots import color_of, short
+from enginehouse.report.tables import SCOPES
 
 
 def render(page: Page) -> str:
@@ -28,6 +29,7 @@ def render(page: Page) -> str:
         title=f"{page.results.run.get('suite', {}).get('name', 'Benchmark')} results",
         machines=_machines(page),
         headlines=_headlines(page),
+        scopes=SCOPES,
     )
 
 
@@ -72,9 +74,11 @@ def _headlines(page: Page) -> list[tuple[str, str, str]]:
     fastest = max(rows, key=lambda row: row.inferences_per_second)
     quickest = min(rows, key=lambda row: row.latency_ms.p50)
     stable = sum(row.stable for row in rows)
+    flagged = sum(bool(row.throttled or row.other_processes) for row in rows)
+    flags = f", {flagged} throttled or beside other processes" if flagged else ""
     return [
         ("Highest throughput", f"{short(fastest.inferences_per_second)} images/s", str(fastest.lane)),
         ("Lowest median latency", f"{short(quickest.latency_ms.p50)} ms", str(quickest.lane)),
-        ("Results", str(len(rows)), f"{stable} stable, {len(rows) - stable} not"),
+        ("Results", str(len(rows)), f"{stable} stable, {len(rows) - stable} not{flags}"),
         ("Not run", str(len(page.results.not_run)), "with the reason for each, below"),
     ]

@@ -33,7 +33,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Phase:
-    """A marked stretch of the run, in seconds since it began. `kind` is "optimize", "load", "warm-up" or "measure"."""
+    """A marked stretch of the run, in seconds since it began. `kind` is as in `phases.jsonl`."""
 
     name: str
     kind: str
@@ -44,6 +44,7 @@ class Phase:
 # Title, unit, field of a GPU sample, field of the host's sample, and what the field is divided by.
 _PANELS: Sequence[tuple[str, str, str | None, str | None, float]] = (
     ("Utilization", "%", "utilization_gpu_percent", "cpu_utilization_percent", 1),
+    ("Memory utilization", "%", "utilization_memory_percent", None, 1),
     ("Memory used", "GiB", "memory_used_bytes", "memory_used_bytes", 2**30),
     ("Temperature", "°C", "temperature_gpu_celsius", "cpu_temperature_celsius", 1),
     ("Power", "W", "power_draw_watts", "cpu_power_watts", 1),
@@ -63,7 +64,7 @@ def panels(results: Results) -> tuple[Panel, ...]:
     if start is None:
         return ()
     stamped = [(timestamp(str(sample["time"])) - start, sample) for sample in results.samples]
-    indices = sorted({gpu.get("index", 0) for sample in results.samples for gpu in sample.get("gpus", ())})
+    indices = indices_of(results)
     found = []
     for title, unit, gpu_field, host_field, divisor in _PANELS:
         series = []
@@ -74,6 +75,11 @@ def panels(results: Results) -> tuple[Panel, ...]:
             series += [_series(f"GPU {i}", stamped, _gpu_value(gpu_field, i), divisor) for i in indices]
         found.append(Panel(title, unit, tuple(one for one in series if one.values)))
     return tuple(found)
+
+
+def indices_of(results: Results) -> list[int]:
+    """Indices of the GPUs that telemetry saw."""
+    return sorted({gpu.get("index", 0) for sample in results.samples for gpu in sample.get("gpus", ())})
 
 
 def phases(results: Results) -> tuple[Phase, ...]:
@@ -104,9 +110,11 @@ def absent(results: Results) -> tuple[str, ...]:
         )
         words.append(reason or "no NVIDIA GPU was seen")
     for panel in panels(results):
+        if panel.title == "Memory utilization" and not indices_of(results):
+            continue  # a host has none
         if not panel.series:
             words.append(f"no {panel.title.lower()} was reported by any device")
-        elif panel.title != "Memory used" and "CPU" not in {one.label for one in panel.series}:
+        elif not panel.title.startswith("Memory") and "CPU" not in {one.label for one in panel.series}:
             words.append(f"no CPU {panel.title.lower()} was reported")
     return tuple(words)
 

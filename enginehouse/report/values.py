@@ -1,20 +1,16 @@
-"""The paper's absolute values beside ours, and the best throughput within a latency budget. Pure.
+"""The paper's absolute values beside ours. Pure.
 
 Absolute values belong to the paper's hardware: they are shown beside a run, never compared as if on equal hardware.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from enginehouse.bench.rows import Row
 from enginehouse.paper.facts import Paper, StatedValue
 from enginehouse.report.claims import SCOPES
 from enginehouse.report.data import Results
-
-BUDGET_MS = 7.0
-BUDGET_QUANTITIES = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
 @dataclass(frozen=True)
@@ -53,34 +49,3 @@ def _beside(value: StatedValue, results: Results) -> Beside:
     if value.images_per_second is None:
         return Beside(value, min(scoped, key=lambda row: row.latency_ms.mean), "our lowest latency")
     return Beside(value, max(scoped, key=lambda row: row.inferences_per_second), "our highest throughput")
-
-
-@dataclass(frozen=True)
-class WithinBudget:
-    """The highest throughput of a mode on a model whose latency stays within the budget; None when no row does."""
-
-    model: str
-    mode: str
-    device: str
-    scope: str
-    row: Row | None
-    lowest_latency_ms: float
-
-
-def within_budget(rows: Sequence[Row], budget_ms: float = BUDGET_MS, quantity: str = "p99") -> tuple[WithinBudget, ...]:
-    """For each model, scope, mode and device with rows, in their order."""
-    groups: dict[tuple[str, str, str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.lane.model, row.lane.mode, row.lane.device, row.lane.scope), []).append(row)
-    return tuple(
-        WithinBudget(
-            *key,
-            row=max(_fitting(found, budget_ms, quantity), key=lambda row: row.inferences_per_second, default=None),
-            lowest_latency_ms=min(getattr(row.latency_ms, quantity) for row in found),
-        )
-        for key, found in groups.items()
-    )
-
-
-def _fitting(rows: Iterable[Row], budget_ms: float, quantity: str) -> list[Row]:
-    return [row for row in rows if getattr(row.latency_ms, quantity) <= budget_ms]

@@ -1,11 +1,12 @@
-"""Writing a report: one self-contained HTML page, its plots as PNG, the rows as CSV, and everything as JSON."""
+"""Writing a report: one self-contained HTML page, a Markdown summary, plots as PNG, the rows as CSV, everything as
+JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from enginehouse.bench.rows import Row
 from enginehouse.bench.store import replace_text
 from enginehouse.errors import InvalidArgumentError
 from enginehouse.paper.facts import Paper, load_paper
+from enginehouse.report.as_json import to_json
 from enginehouse.report.data import load_results
-from enginehouse.report.page import gather, to_json
-from enginehouse.report.values import BUDGET_MS, BUDGET_QUANTITIES
+from enginehouse.report.markdown import summary
+from enginehouse.report.page import gather
+from enginehouse.report.tables import BUDGET_MS, BUDGET_QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class ReportFiles:
     """What was written."""
 
     html: Path
+    markdown: Path
     json: Path
     csv: Path
     plots: tuple[Path, ...]
@@ -36,6 +40,7 @@ def write_report(
     budget_ms: float = BUDGET_MS,
     budget_quantity: str = "p99",
     paper: Paper | None = None,
+    against: Sequence[Path] = (),
 ) -> ReportFiles:
     """Write the report of a results directory.
 
@@ -45,9 +50,10 @@ def write_report(
         budget_ms: the latency budget of "best throughput within a latency budget", milliseconds.
         budget_quantity: which latency must stay within it: "mean", "p50", "p90", "p95", "p99" or "max".
         paper: the facts to hold the run against; the packaged ones by default.
+        against: results directories of other servers, to stand beside this one's as the paper compares servers.
 
     Returns:
-        the files written: `report.html`, `report.json`, `rows.csv` and `plots/*.png`.
+        the files written: `report.html`, `report.md`, `report.json`, `rows.csv` and `plots/*.png`.
 
     Raises:
         NotFoundError: the directory holds no results.
@@ -61,12 +67,14 @@ def write_report(
         )
     if not budget_ms > 0:
         raise InvalidArgumentError(f"latency budget {budget_ms!r}: expected a positive number of milliseconds")
-    page = gather(load_results(directory), paper or load_paper(), budget_ms, budget_quantity)
+    others = {other.resolve().name: load_results(other) for other in against}
+    page = gather(load_results(directory), paper or load_paper(), budget_ms, budget_quantity, others)
     target = output or directory
     plots = target / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(
         html=target / "report.html",
+        markdown=target / "report.md",
         json=target / "report.json",
         csv=target / "rows.csv",
         plots=tuple(plots / f"{plot.name}.png" for plot in page.plots),
@@ -76,6 +84,7 @@ def write_report(
     replace_text(files.csv, rows_csv(page.results.rows))
     replace_text(files.json, json.dumps(to_json(page), indent=2, ensure_ascii=False) + "\n")
     replace_text(files.html, render(page))
+    replace_text(files.markdown, summary(page))
     return files
 
 
@@ -95,6 +104,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         if key == "interval":
             flat["interval.low"], flat["interval.high"] = item
+        elif isinstance(item, list):
+            flat[prefix + key] = " ".join(map(str, item))
         elif isinstance(item, Mapping):
             flat.update(_flat(item, f"{prefix}{key}."))
         else:

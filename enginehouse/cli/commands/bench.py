@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 import sys
 import time
@@ -16,7 +17,7 @@ from enginehouse.cli import context
 from enginehouse.cli.errors import FAILURE
 from enginehouse.cli.measuring import Lines, measuring
 from enginehouse.cli.output import Json, print_json, print_table, say
-from enginehouse.errors import FailedPreconditionError
+from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
 
 app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 
@@ -68,14 +69,41 @@ def run(
 def _report(
     directory: Annotated[Path, typer.Argument(help="A benchmark's results.")],
     output: Annotated[Path | None, typer.Option("--out", help="Where to write; the results' folder.")] = None,
-    budget_ms: Annotated[float | None, typer.Option(help="Latency budget of the throughput table, ms.")] = None,
+    latency_budget: Annotated[
+        str | None, typer.Option(help="Of the table of best throughputs, such as 7ms or 0.5s; 7ms.")
+    ] = None,
+    budget_quantity: Annotated[
+        str | None, typer.Option(help="Which latency must fit: mean, p50, p90, p95, p99 or max; p99.")
+    ] = None,
+    budget_ms: Annotated[float | None, typer.Option(help="The budget in ms.", hidden=True)] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Another server's results, to stand beside; may be repeated.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write the report of a benchmark: one HTML page, JSON, CSV, plots."""
+    """Write the report of a benchmark: one HTML page, a Markdown summary, JSON, CSV, plots."""
     write_report = _extra("enginehouse.report.write", "report").write_report
-    budget = {} if budget_ms is None else {"budget_ms": budget_ms}
-    files = write_report(directory, output=output, **budget)
+    options: dict[str, Any] = {} if budget_ms is None else {"budget_ms": budget_ms}
+    if latency_budget is not None:
+        options["budget_ms"] = milliseconds(latency_budget)
+    if budget_quantity is not None:
+        options["budget_quantity"] = budget_quantity
+    files = write_report(directory, output=output, against=against or (), **options)
     print_json(files) if json else say(f"wrote {files.html}")
+
+
+def milliseconds(text: str) -> float:
+    """ "7ms", "0.5s" or "7" as milliseconds.
+
+    Raises:
+        InvalidArgumentError: it is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|us)?\s*", text)
+    if match is None or float(match.group(1)) <= 0:
+        raise InvalidArgumentError(
+            f"--latency-budget {text!r} is not valid: expected a time such as 7ms, 0.5s or 800us"
+        )
+    return float(match.group(1)) * {"s": 1e3, "us": 1e-3}.get(match.group(2), 1.0)
 
 
 def _demo(

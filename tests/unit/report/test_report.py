@@ -99,10 +99,10 @@ def test_paper_reasons_and_budget_are_there(report: tuple[ReportFiles, Page, str
     words = " ".join(page.text)
     for identifier in [f"C{n}" for n in range(1, 11)] + [f"V{n}" for n in range(1, 8)]:
         assert identifier in page.text
-    assert words.count("not tested here") >= 10
+    assert words.count("not testable here") >= 10
     assert "Modes that could not run" in words and "tensorrt-int8" in words
     value = json.loads(files.json.read_text())
-    assert {claim["verdict"] for claim in value["claims"]} == {"not tested here"}
+    assert {claim["verdict"] for claim in value["claims"]} == {"not testable here"}
     assert len(value["not_run"]) == 6 and value["within_budget"]["latency_ms"] == 7
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files.plots)
     assert {f"plots/{path.name}" for path in files.plots} == set(value["plots"])
@@ -113,7 +113,7 @@ def test_a_gpu_run_is_judged(tmp_path: Path) -> None:
     files = write_report(tmp_path / "r", output=tmp_path / "out", budget_ms=5, budget_quantity="p50")
     page, text = parse(files)
     verdicts = {claim["id"]: claim["verdict"] for claim in json.loads(files.json.read_text())["claims"]}
-    assert verdicts["C3"] == verdicts["C4"] == "held" and verdicts["C5"] == "did not hold"
+    assert verdicts["C3"] == verdicts["C4"] == "confirmed" and verdicts["C5"] == "refuted"
     assert 'data-quantity="power_w"' in text and len(page.rows) == 24
     assert not (tmp_path / "r/report.html").exists()
 

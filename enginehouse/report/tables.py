@@ -1,0 +1,136 @@
+"""The report's tables: the three scopes beside each other, throughput within a latency budget, energy. Pure.
+
+Numbers of different scopes stand in columns of their own and are never compared with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from enginehouse.bench.plan import ALL_GPUS
+from enginehouse.bench.rows import Row
+
+SCOPES = ("engine", "host", "served")
+BUDGET_MS = 7.0
+BUDGET_QUANTITIES = ("mean", "p50", "p90", "p95", "p99", "max")
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class ScopeLine:
+    """A model in a mode on a device at a batch size: its row in each of `SCOPES`, the fastest of several; None
+    without."""
+
+    model: str
+    mode: str
+    device: str
+    batch: int
+    cells: tuple[Row | None, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """In one scope: the row with the highest throughput whose latency fits (None: none does), and the lowest latency,
+    ms."""
+
+    row: Row | None
+    lowest_latency_ms: float
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """A model in a mode on a device: what fits the budget in each of `SCOPES`; None where the scope has no rows."""
+
+    model: str
+    mode: str
+    device: str
+    cells: tuple[Fit | None, ...]
+
+
+def scope_lines(rows: Sequence[Row]) -> tuple[ScopeLine, ...]:
+    """A line for each model, mode, device and batch size, in the rows' order."""
+    return tuple(
+        ScopeLine(*key, batch=batch, cells=tuple(_fastest(found, scope) for scope in SCOPES))
+        for key, members in _groups(rows).items()
+        for batch in sorted({row.lane.batch for row in members})
+        for found in [[row for row in members if row.lane.batch == batch]]
+    )
+
+
+def within_budget(rows: Sequence[Row], budget_ms: float = BUDGET_MS, quantity: str = "p99") -> tuple[BudgetLine, ...]:
+    """For each model, mode and device the highest throughput of any batch size whose latency `quantity` fits."""
+
+    def fit(found: Sequence[Row]) -> Fit | None:
+        if not found:
+            return None
+        fitting = [row for row in found if getattr(row.latency_ms, quantity) <= budget_ms]
+        best = max(fitting, key=lambda row: row.inferences_per_second, default=None)
+        return Fit(best, min(getattr(row.latency_ms, quantity) for row in found))
+
+    return tuple(
+        BudgetLine(*key, cells=tuple(fit([row for row in members if row.lane.scope == scope]) for scope in SCOPES))
+        for key, members in _groups(rows).items()
+    )
+
+
+def most_efficient(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Of each model, mode, device and scope the row with the most samples a joule; none where no power was reported."""
+    best: dict[tuple[Key, str], Row] = {}
+    for row in rows:
+        key = (_key(row, ""), row.lane.scope)
+        if row.per_joule is not None and (key not in best or row.per_joule > (best[key].per_joule or 0)):
+            best[key] = row
+    return tuple(best.values())
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """All GPUs at once against the sum of each alone, on the same model, mode, scope and batch size."""
+
+    row: Row
+    alone: float
+
+    @property
+    def efficiency(self) -> float:
+        return self.row.inferences_per_second / self.alone
+
+
+def scaling(rows: Sequence[Row]) -> tuple[Scaling, ...]:
+    """For each row of all GPUs at once that has one of every GPU alone beside it."""
+    found = []
+    for row in rows:
+        if row.lane.device != ALL_GPUS:
+            continue
+        point = (row.lane.model, row.lane.mode, row.lane.scope, row.lane.batch)
+        alone = [
+            other.inferences_per_second
+            for other in rows
+            if other.lane.device.startswith("gpu:")
+            and other.lane.device != ALL_GPUS
+            and (other.lane.model, other.lane.mode, other.lane.scope, other.lane.batch) == point
+        ]
+        if alone and len(alone) == row.gpus:
+            found.append(Scaling(row, sum(alone)))
+    return tuple(found)
+
+
+def _groups(rows: Sequence[Row]) -> dict[Key, list[Row]]:
+    devices = [row.lane.device for row in rows]
+    served = ALL_GPUS if ALL_GPUS in devices else next((d for d in devices if d.startswith("gpu:")), "gpu")
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_key(row, served), []).append(row)
+    return groups
+
+
+def _key(row: Row, served: str) -> Key:
+    """Model, mode and device. A service's GPUs have no index: they stand on the line `served`."""
+    device = row.lane.device
+    return row.lane.model, row.lane.mode, served if device == "gpu" and served else device
+
+
+def _fastest(rows: Iterable[Row], scope: str) -> Row | None:
+    return max(
+        (row for row in rows if row.lane.scope == scope), key=lambda row: row.inferences_per_second, default=None
+    )
