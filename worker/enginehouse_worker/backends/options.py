@@ -48,3 +48,12 @@ def choice(options: Mapping[str, Any], name: str, default: str, choices: Sequenc
     if value not in choices:
         raise WorkerError("INVALID_ARGUMENT", f"option {name!r} is {value!r}; expected one of {', '.join(choices)}")
     return value
+
+
+def flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
+    """A yes or no: a JSON boolean, or "true" or "false".
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT when it is neither.
+    """
+    return choice(options, name, str(default), ("true", "false")) == "true"

@@ -12,11 +12,17 @@ from enginehouse_worker.errors import WorkerError
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a backend lives. It is installed when one of `modules` is; its version is that of its distribution."""
+    """Where a backend lives. It is installed when one of `modules` is; its version is that of its distribution.
+
+    `beside` is another backend that it needs in the same environment, `before` the first version (major, minor) of its
+    framework that lacks it.
+    """
 
     module: str
     modules: tuple[str, ...]
     distributions: tuple[str, ...]
+    beside: str = ""
+    before: tuple[int, int] | None = None
 
 
 _BACKENDS = {
@@ -34,6 +40,13 @@ _BACKENDS = {
         "enginehouse_worker.backends.tensorrt",
         ("tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings"),
         ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13-bindings"),
+    ),
+    "tf-trt": _Entry(
+        "enginehouse_worker.backends.tftrt",
+        ("tensorflow",),
+        ("tensorflow",),
+        beside="tensorrt",
+        before=(2, 18),
     ),
 }
 
@@ -62,7 +75,7 @@ def get(name: str) -> Backend:
         here = ", ".join(installed()) or "none"
         raise WorkerError(
             "FAILED_PRECONDITION",
-            f"backend {name!r} needs {entry.distributions[0]}, which is not installed here (usable backends: {here})",
+            f"backend {name!r} needs {_needs(entry)}, which is not installed here (usable backends: {here})",
         )
     backend: Backend = importlib.import_module(entry.module).BACKEND
     return backend
@@ -76,9 +89,19 @@ def framework_version(name: str) -> str:
 def _version(entry: _Entry) -> str:
     if all(util.find_spec(module) is None for module in entry.modules):
         return ""
+    if entry.beside and not _version(_BACKENDS[entry.beside]):
+        return ""
     for distribution in entry.distributions:
         try:
-            return metadata.version(distribution)
+            version = metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
+        if entry.before is None or tuple(int(part) for part in version.split(".")[:2]) < entry.before:
+            return version
     return ""
+
+
+def _needs(entry: _Entry) -> str:
+    before = f" before {entry.before[0]}.{entry.before[1]}" if entry.before else ""
+    beside = f" with {_BACKENDS[entry.beside].distributions[0]}" if entry.beside else ""
+    return f"{entry.distributions[0]}{before}{beside}"

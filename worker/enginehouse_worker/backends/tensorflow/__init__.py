@@ -1,4 +1,4 @@
-"""TensorFlow on the CPU: FP32."""
+"""TensorFlow on the CPU or a GPU: FP32."""
 
 from __future__ import annotations
 

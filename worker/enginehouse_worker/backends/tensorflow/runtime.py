@@ -1,8 +1,10 @@
-"""Runs TensorFlow engines. Instances share one function, which is thread-safe and releases the GIL."""
+"""Runs TensorFlow engines, on the CPU or a GPU. Instances share one function: thread-safe, and without the GIL.
+
+Arrays are host memory: on a GPU each run copies its inputs to the device and its outputs back.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,26 @@ import numpy as np
 
 from enginehouse_worker.backends import options as read
 from enginehouse_worker.backends.base import Array, Signature
-from enginehouse_worker.backends.engine_files import read_engine, require_cpu
+from enginehouse_worker.backends.engine_files import read_engine
+from enginehouse_worker.backends.tensorflow.device import framework, open_device
 from enginehouse_worker.errors import WorkerError
 
 SIGNATURE = "serving_default"
-OPTIONS = ("intra_op_threads", "inter_op_threads")
+THREADS = ("intra_op_threads", "inter_op_threads")
+OPTIONS = (*THREADS, "tf32")
 _MAX_THREADS = 1024
 
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise INVALID_ARGUMENT for an unknown option or a bad value (threads: 0, the default, is one a core)."""
     read.check_known(options, OPTIONS, "tensorflow")
-    for name in OPTIONS:
+    check_threads(options)
+    read.flag(options, "tf32", False)
+
+
+def check_threads(options: Mapping[str, Any]) -> None:
+    """Raise INVALID_ARGUMENT for a number of threads that is none."""
+    for name in THREADS:
         read.integer(options, name, 0, 0, _MAX_THREADS)
 
 
@@ -30,22 +40,33 @@ def load(engine: Path, *, device: str, options: Mapping[str, Any]) -> TensorFlow
     """Load an engine directory; `options` override those it was built with.
 
     Raises:
-        WorkerError: INVALID_ARGUMENT for a bad directory or option; FAILED_PRECONDITION for a device other than the
-            CPU, or for thread counts that differ from those this process runs TensorFlow with already.
+        WorkerError: INVALID_ARGUMENT for a bad directory or option; FAILED_PRECONDITION for a device that is not there,
+            or for one, thread counts or TF32 that differ from those this process runs TensorFlow with already;
+            RESOURCE_EXHAUSTED when the device's memory does not hold it.
     """
-    require_cpu(device, "tensorflow")
     description = read_engine(engine, "tensorflow")
     chosen = {**description.get("options", {}), **options}
     check_options(chosen)
+    open_device(device, tf32=read.flag(chosen, "tf32", False))
     set_threads(chosen)
-    import tensorflow as tf
+    return open_saved_model(engine / description["payload"], Signature.from_json(description))
 
+
+def open_saved_model(directory: Path, signature: Signature) -> TensorFlowEngine:
+    """The SavedModel in a directory, on the device that was opened.
+
+    Raises:
+        WorkerError: INVALID_ARGUMENT when TensorFlow cannot load it; RESOURCE_EXHAUSTED when memory does not hold it.
+    """
+    tf = framework()
     try:
-        module = tf.saved_model.load(str(engine / description["payload"]))
+        module = tf.saved_model.load(str(directory))
         function = module.signatures[SIGNATURE]
+    except tf.errors.ResourceExhaustedError as error:
+        raise WorkerError("RESOURCE_EXHAUSTED", f"the device's memory does not hold the SavedModel: {error}") from error
     except Exception as error:
         raise WorkerError("INVALID_ARGUMENT", f"TensorFlow cannot load the SavedModel: {error}") from error
-    return TensorFlowEngine(tf, module, function, Signature.from_json(description))
+    return TensorFlowEngine(tf, module, function, signature)
 
 
 def set_threads(options: Mapping[str, Any]) -> None:
@@ -54,10 +75,7 @@ def set_threads(options: Mapping[str, Any]) -> None:
     Raises:
         WorkerError: FAILED_PRECONDITION when it runs with another number already.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
-
-    threading = tf.config.threading
+    threading = framework().config.threading
     for name, get, put in (
         ("intra_op_threads", threading.get_intra_op_parallelism_threads, threading.set_intra_op_parallelism_threads),
         ("inter_op_threads", threading.get_inter_op_parallelism_threads, threading.set_inter_op_parallelism_threads),
@@ -105,10 +123,22 @@ class TensorFlowInstance:
         self._bfloat16 = frozenset(s.name for s in (*signature.inputs, *signature.outputs) if s.dtype == "BF16")
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Compute the named outputs, all when `outputs` is empty. Arrays are as the signature says."""
-        feeds = {name: self._to_tensor(name, array) for name, array in inputs.items()}
-        values = self._function(**feeds)
-        return {name: self._to_array(name, values[name]) for name in list(outputs) or self._outputs}
+        """Compute the named outputs, all when `outputs` is empty. Arrays are as the signature says.
+
+        Raises:
+            WorkerError: RESOURCE_EXHAUSTED when memory does not hold what the batch needs.
+        """
+        try:
+            feeds = {name: self._to_tensor(name, array) for name, array in inputs.items()}
+            values = self._function(**feeds)
+            return {name: self._to_array(name, values[name]) for name in list(outputs) or self._outputs}
+        except self._tf.errors.ResourceExhaustedError as error:
+            rows = max((len(array) for array in inputs.values() if array.ndim), default=1)
+            raise WorkerError(
+                "RESOURCE_EXHAUSTED",
+                f"memory does not hold what a batch of {rows} needs; send smaller batches, or unload other models: "
+                f"{error.message}",
+            ) from error
 
     def close(self) -> None:
         self._function = None
