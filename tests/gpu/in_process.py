@@ -74,6 +74,13 @@ def main(engine: Path, data: Path) -> None:
         (found,) = instance.run({name: images[:size]}, ()).values()  # host memory in between
         close(found, expected[:size])
     print("inputs: right", flush=True)
+    (output,) = (spec.name for spec in loaded.signature.outputs)
+    for size in (2, 16, 7):
+        room = DeviceArray(np.zeros_like(expected[:size]))
+        found = instance.run({name: DeviceArray(images[:size])}, (), into={output: room})
+        assert found[output] is room
+        close(room.host(), expected[:size])
+    print("outputs: right", flush=True)
     array = DeviceArray(images[:4])
     host = images[:4].copy()
     wrong = {

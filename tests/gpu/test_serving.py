@@ -19,7 +19,7 @@ from machine import LEAST_SQNR_DB, OWN_ANSWER, Machine, sqnr_db, worst_row
 
 from enginehouse import BatchProfile, Calibration, Synthetic, Target, VerificationSpec
 from enginehouse.client.values import Engine
-from enginehouse.errors import EnginehouseError
+from enginehouse.errors import EnginehouseError, InvalidArgumentError
 from services import Services, command, request
 
 pytestmark = pytest.mark.timeout(550)
@@ -187,11 +187,19 @@ def test_device_arrays_through_the_sdk(gpu: Machine, served: Served, small: Smal
         array = _on_device(library, images)
         found = client.infer("quick", {small.name: array}).only()
         assert worst_row(np.asarray(found), right, range(size)) < OWN_ANSWER
-    # A part of a larger allocation, as pools hand them out.
-    whole = _on_device(library, np.ascontiguousarray(small.images))
-    if library != "pycuda":
-        found = client.infer("quick", {small.name: whole[20:30]}).only()
-        assert worst_row(np.asarray(found), right, range(20, 30)) < OWN_ANSWER
+    if library == "pycuda":
+        return
+    # A part of a larger allocation, as pools hand them out; the answer goes to another part.
+    whole, room = _on_device(library, small.images), _on_device(library, np.zeros_like(right))
+    output = served.quick.outputs[0].name
+    for rows in (slice(20, 30), slice(3, 19)):
+        client.infer("quick", {small.name: whole[rows]}, into={output: room[rows]})
+        found = room[rows].get() if library == "cupy" else room[rows].cpu().numpy()
+        assert worst_row(found, right, range(rows.start, rows.stop)) < OWN_ANSWER
+    untouched = room[30:].get() if library == "cupy" else room[30:].cpu().numpy()
+    assert not untouched.any()
+    with pytest.raises(InvalidArgumentError):
+        client.infer("quick", {small.name: whole[:4, :2]})
 
 
 def _on_device(library: str, images: Any) -> Any:
