@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -37,28 +38,52 @@ def sqnr(expected: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10(np.square(expected.astype(np.float64)).sum() / noise))
 
 
+SYNTHETIC = {"distribution": "normal", "samples": 16, "seed": 0}
+
+
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
-    """The model with INT8 and with FP8 Q/DQ, from one table."""
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The model, its table, and the model with INT8 and with FP8 Q/DQ from that table."""
     directory = tmp_path_factory.mktemp("fp8")
     (directory / "model").mkdir()
     onnx.save(residual_classifier(), str(directory / "model" / "model.onnx"))
-    synthetic = {"distribution": "normal", "samples": 16, "seed": 0}
-    inputs: dict[str, Path] = {"model": directory / "model"}
-    inputs["calibration"] = succeed("calibrate", directory / "table", inputs, synthetic=synthetic, method="max").output
-    found = {}
+    found = {"model": directory / "model"}
+    found["calibration"] = succeed("calibrate", directory / "table", found, synthetic=SYNTHETIC, method="max").output
+    inputs = dict(found)
     for form in ("int8", "fp8"):
         done = succeed("quantize", directory / form, inputs, dialect="tensorrt", format=form)
         assert done.result["format"] == form
-        found[form] = onnx.load(str(done.output / "model.onnx"))
-    for bad, says in (
+        found[form] = done.output
+    return found
+
+
+@pytest.fixture(scope="module")
+def quantized(directories: dict[str, Path]) -> dict[str, onnx.ModelProto]:
+    return {form: onnx.load(str(directories[form] / "model.onnx")) for form in ("int8", "fp8")}
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
         ({"dialect": "onnxruntime", "format": "fp8"}, "dialect tensorrt"),
         ({"dialect": "tensorrt", "format": "fp8", "reduce_range": "on"}, "reduce_range"),
         ({"dialect": "tensorrt", "format": "fp4"}, "fp8"),
-    ):
-        error = run("quantize", directory / f"bad-{says}", inputs, **bad).error
-        assert (error["code"], says in error["message"]) == ("INVALID_ARGUMENT", True)
-    return found
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    directories: dict[str, Path], tmp_path: Path, bad: dict[str, str], says: str
+) -> None:
+    inputs = {name: directories[name] for name in ("model", "calibration")}
+    error = run("quantize", tmp_path / "out", inputs, **bad).error
+    assert (error["code"], says in error["message"]) == ("INVALID_ARGUMENT", True)
+
+
+def test_each_fp8_layer_is_compared_with_fp32(directories: dict[str, Path], tmp_path: Path) -> None:
+    inputs = {"model": directories["model"], "quantized": directories["fp8"]}
+    done = succeed("layers", tmp_path / "layers", inputs, synthetic=SYNTHETIC)
+    layers = json.loads((done.output / "layers.json").read_text())["layers"]
+    assert Counter(layer["type"] for layer in layers) == {"Conv": 6, "Gemm": 1}
+    assert all(layer["sqnr_db"] > 20 and layer["own_sqnr_db"] > 25 for layer in layers)
 
 
 def test_matrix_operators_alone_are_fp8(quantized: dict[str, onnx.ModelProto]) -> None:
