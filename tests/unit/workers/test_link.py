@@ -14,11 +14,20 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from enginehouse.errors import InternalError, ResourceExhaustedError, UnavailableError
+from enginehouse.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.framing import Decoder, encode, rights
 from enginehouse.workers.link import WorkerProcess
+from enginehouse.workers.regions import DeviceRegion, Place, RegionPart
 from enginehouse.workers.segments import Segment, SegmentPool, create
+from enginehouse.workers.tensors import TensorInput
 
 WAIT_SECONDS = 20.0
 # Says `ready`, and then does what the arguments' program says.
@@ -181,6 +190,78 @@ async def test_a_result_that_its_workers_death_overtakes_is_unavailable(
         await call
     worker._gone = None
     segment.close()
+
+
+def region_input(region: DeviceRegion) -> TensorInput:
+    return TensorInput("x", "FP32", (2,), (RegionPart(region, 16, 8),))
+
+
+async def test_device_memory_is_opened_once_and_closed_when_nobody_uses_it(
+    pair: tuple[WorkerProcess, Scripted, Process],
+) -> None:
+    worker, peer, _ = pair
+    worker.memory = ("host", "cuda")
+    unused: list[DeviceRegion] = []
+    region = DeviceRegion(3, "mine", 64, bytes(64), unused.append)
+    place = Place("y", region, 32, 8)
+    calls = [asyncio.create_task(worker.infer("m", [region_input(region)], places=[place])) for _ in range(2)]
+    opening = await peer.hear("region")
+    assert (opening["region"], opening["bytes"], len(opening["handle"])) == (3, 64, 88)
+    peer.send({"type": "opened", "id": opening["id"]})
+    for _ in calls:
+        request = await peer.hear("infer")
+        assert request["inputs"] == [
+            {"name": "x", "dtype": "FP32", "shape": [2], "region": 3, "offset": 16, "bytes": 8}
+        ]
+        assert request["places"] == [{"name": "y", "region": 3, "offset": 32, "bytes": 8}]
+        answer = result(request["id"], 0)
+        answer["outputs"] = [{"name": "y", "dtype": "FP32", "shape": [2], "region": 3, "offset": 32, "bytes": 8}]
+        assert not unused
+        region.retire()
+        peer.send(answer)
+    for call in calls:
+        (output,) = (await call).outputs
+        assert output.placed and output.size == 8 and not output.data
+    assert unused == [region]
+    assert not any(frame["type"] == "region" for frame in peer.frames)
+    with pytest.raises(NotFoundError, match="'mine' was unregistered"):
+        await worker.infer("m", [region_input(region)])
+    closing = asyncio.create_task(worker.close_region(region))
+    frame = await peer.hear("close")
+    assert frame["region"] == 3
+    peer.send({"type": "closed", "id": frame["id"]})
+    await closing
+    await worker.close_region(region)  # it is not open: nothing to wait for
+
+
+async def test_device_memory_that_cannot_be_opened_is_tried_again(
+    pair: tuple[WorkerProcess, Scripted, Process],
+) -> None:
+    worker, peer, _ = pair
+    region = DeviceRegion(1, "mine", 64, bytes(64))
+    with pytest.raises(FailedPreconditionError, match="scripted worker takes no CUDA shared memory"):
+        await worker.infer("m", [region_input(region)])
+    worker.memory = ("host", "cuda")
+    for _ in range(2):
+        calls = [asyncio.create_task(worker.infer("m", [region_input(region)])) for _ in range(2)]
+        frame = await peer.hear("region")
+        calls[0].cancel()  # whoever asked first leaves: the other one's answer is its own
+        peer.send({"type": "error", "id": frame["id"], "code": "INVALID_ARGUMENT", "message": "a bad handle"})
+        with pytest.raises(InvalidArgumentError, match="region 'mine' cannot be opened: a bad handle"):
+            await calls[1]
+
+
+async def test_a_worker_that_dies_while_it_opens_device_memory_fails_who_waits(
+    pair: tuple[WorkerProcess, Scripted, Process],
+) -> None:
+    worker, peer, process = pair
+    worker.memory = ("host", "cuda")
+    call = asyncio.create_task(worker.infer("m", [region_input(DeviceRegion(1, "mine", 64, bytes(64)))]))
+    await peer.hear("region")
+    process.returncode = 70
+    process.ended.set()
+    with pytest.raises(UnavailableError, match="lost its device context"):
+        await asyncio.wait_for(call, WAIT_SECONDS)
 
 
 async def test_a_segment_that_cannot_be_announced_is_not_kept() -> None:
