@@ -50,7 +50,7 @@ class Cuda:
         self.alive: dict[int, Any] = {}
         self.calls: Counter[str] = Counter()
         self.streams: dict[int, deque[Any]] = {LEGACY: deque()}
-        self.capturing: list[Callable[[], object]] | None = None
+        self.capturing: dict[int, Any] = {}
         self.registered: dict[int, tuple[int, int]] = {}
         self.reads_only = True  # registers what is mapped for reading
         self.registers = True
@@ -110,10 +110,7 @@ class Cuda:
 
     def _queue(self, stream: int, work: Callable[[], object]) -> tuple[int]:
         with self._lock:
-            if self.capturing is not None:
-                self.capturing.append(work)
-            else:
-                self.streams[int(stream)].append(work)
+            self.capturing.get(int(stream), self.streams[int(stream)]).append(work)
         return (0,)
 
     def do(self, stream: int, work: Callable[[], object], cost: float = 0.0) -> None:
@@ -124,17 +121,17 @@ class Cuda:
         self._queue(stream, step)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
-        self.capturing = []
+        self.capturing[int(stream)] = []
         return (0,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
-        work, self.capturing = self.capturing, None
-        return self._make("graph", work)
+        return self._make("graph", self.capturing.pop(int(stream)))
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: int) -> tuple[int]:
         self.calls[f"copy {kind}"] += 1
         copy = (to, source, size, object())
-        self.copying.add(copy)
+        with self._lock:
+            self.copying.add(copy)
 
         def work() -> None:
             self.copying.discard(copy)
@@ -143,7 +140,9 @@ class Cuda:
         return self._queue(stream, work)
 
     def _unused(self, start: int, size: int) -> None:
-        for to, source, length, _ in self.copying:
+        with self._lock:
+            copying = list(self.copying)
+        for to, source, length, _ in copying:
             for address in (to, source):
                 assert address + length <= start or start + size <= address, "memory in use was given back"
 
@@ -183,7 +182,7 @@ class Cuda:
     def _step(self) -> bool:
         ready = [
             queue
-            for queue in self.streams.values()
+            for queue in list(self.streams.values())
             if queue and not (isinstance(queue[0], tuple) and queue[0][0].reached < queue[0][1])
         ]
         if not ready:
@@ -195,7 +194,6 @@ class Cuda:
 
     def _until(self, done: Callable[[], bool]) -> tuple[int]:
         with self._lock:
-            assert self.capturing is None, "a wait in a capture"
             while not done():
                 assert self._step(), "the streams wait for each other"
             for _ in range(self._random.randrange(4)):
@@ -208,6 +206,7 @@ class Cuda:
         return self._until(lambda: state.reached >= version)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
+        assert int(stream) not in self.capturing, "a wait in a capture"
         return self._until(lambda: not self.streams[int(stream)])
 
     def cudaEventElapsedTime(self, begin: int, end: int) -> tuple[int, float]:
