@@ -10,8 +10,9 @@ SERVICES := services/optimizer services/inference services/telemetry
 WORKERS := onnxruntime tensorflow
 # TensorRT for RTX builds engines without a GPU: for tests, not for the demo.
 TEST_WORKERS := tensorrt-rtx
-# For machines with a GPU: 3.6 GB. TensorRT 8.6.0, which was measured, has packages for Python 3.10 and none later.
-GPU_WORKERS := tensorrt
+# For machines with a GPU: 3.6 and 4.3 GB. TensorRT 8.6.0 and 8.5.3, which were measured, have packages for Python 3.10
+# and none later.
+GPU_WORKERS := tensorrt tf-trt
 # Which tests run; empty in test-all.
 MARKS := -m 'not slow'
 # Damaged files for each parser in `make mutate`.
@@ -29,6 +30,7 @@ help:
 	@echo "make mutate     feed every parser and upload door 10,000 damaged files (MUTATIONS=...): hours on 2 cores"
 	@echo "make install    install into $(VENV), with a worker environment for each backend"
 	@echo "make workers/tensorrt WORKER_PYTHON=python3.10   on a machine with an NVIDIA GPU: the TensorRT environment"
+	@echo "make workers/tf-trt WORKER_PYTHON=python3.10     the same for TensorFlow on a GPU and TF-TRT"
 	@echo "make lint       ruff, mypy, generated code, proto compatibility"
 	@echo "make protos     generate the Python of protos/"
 
@@ -55,8 +57,8 @@ $(VENV)/.main: $(VENV)/.python pyproject.toml constraints/main.txt $(addsuffix /
 
 $(VENV)/workers/%/.installed: $(VENV)/.python worker/pyproject.toml constraints/%.txt
 	@echo "installing the worker environment $*"
-	@test -x $(VENV)/workers/$*/bin/python -o $* != tensorrt || $(WORKER_PYTHON) -c 'import sys; v = sys.version_info[:2]; \
-	    sys.exit(None if v == (3, 10) else "TensorRT 8.6.0 needs Python 3.10; %s is %d.%d. Try: make workers/tensorrt \
+	@test -x $(VENV)/workers/$*/bin/python -o -z "$(filter $*,$(GPU_WORKERS))" || $(WORKER_PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	    sys.exit(None if v == (3, 10) else "This TensorRT needs Python 3.10; %s is %d.%d. Try: make workers/$* \
 	WORKER_PYTHON=python3.10 (docs/gpu-quickstart.md has more)" % (sys.executable, *v))'
 	@test -x $(VENV)/workers/$*/bin/python || $(WORKER_PYTHON) -m venv $(VENV)/workers/$*
 	@$(VENV)/workers/$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$*.txt "setuptools>=77"
