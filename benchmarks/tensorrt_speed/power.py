@@ -1,7 +1,7 @@
 """Samples the GPU while engines run: `python power.py --out samples.jsonl`, with a Python that has nvidia-ml-py.
 
-The readings are those of the telemetry service's collector; where it cannot be imported (it needs psutil), of
-nvidia-smi. A process of its own, so that the one that measures keeps its interpreter to itself. Times are of the
+The readings are those of the telemetry service's collector; where it cannot be imported (it needs psutil), NVML's or
+nvidia-smi's. A process of its own, so that the one that measures keeps its interpreter to itself. Times are of the
 monotonic clock, which all processes share. The other half of this module is for the process that measures: what a
 point's windows took.
 """
@@ -35,12 +35,12 @@ def collector() -> Callable[[], dict[str, Any]]:
     sys.path[:0] = [str(ROOT / "services" / "telemetry"), str(ROOT)]
     from enginehouse_telemetry.nvml_collector import NvmlCollector
 
-    nvml = NvmlCollector(detail_period=3600.0)
+    gpus = NvmlCollector(detail_period=3600.0)
 
     def read() -> dict[str, Any]:
-        readings = nvml.read()
+        readings = gpus.read()
         if not readings:
-            raise OSError(nvml.message)
+            raise OSError(gpus.message)
         gpu = readings[0]
         power = gpu.power_draw_instant_watts if gpu.power_draw_instant_watts is not None else gpu.power_draw_watts
         return {
@@ -52,6 +52,31 @@ def collector() -> Callable[[], dict[str, Any]]:
             "utilization": gpu.utilization_gpu_percent,
             "reasons": [reason for reason in gpu.throttle_reasons if reason.lower() not in _NO_THROTTLING],
             "energy_mj": gpu.energy_millijoules,
+        }
+
+    read()
+    return read
+
+
+def nvml() -> Callable[[], dict[str, Any]]:
+    """A function that asks NVML: as the collector does, without psutil."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+
+    def read() -> dict[str, Any]:
+        power = pynvml.nvmlDeviceGetFieldValues(gpu, [pynvml.NVML_FI_DEV_POWER_INSTANT])[0]
+        known = power.nvmlReturn == pynvml.NVML_SUCCESS
+        mask = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
+        return {
+            "source": "nvml",
+            "power_w": (power.value.uiVal if known else pynvml.nvmlDeviceGetPowerUsage(gpu)) / 1e3,
+            "sm_mhz": pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
+            "memory_mhz": pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM),
+            "temperature_c": pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
+            "utilization": pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
+            "reasons": [hex(mask)] if mask & _SLOWDOWN else [],
         }
 
     read()
@@ -81,12 +106,12 @@ def nvidia_smi() -> Callable[[], dict[str, Any]]:
 
 
 def first_that_works() -> Callable[[], dict[str, Any]]:
-    """The collector, else nvidia-smi; says on standard error why not.
+    """The collector, else NVML, else nvidia-smi; says on standard error why not.
 
     Raises:
         SystemExit: neither works.
     """
-    for name, make in (("the telemetry collector", collector), ("nvidia-smi", nvidia_smi)):
+    for name, make in (("the telemetry collector", collector), ("NVML", nvml), ("nvidia-smi", nvidia_smi)):
         try:
             return make()
         except Exception as error:
