@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import uuid
 from collections import Counter, OrderedDict
@@ -47,6 +48,8 @@ class SharedDeviceMemory:
         self._regions: OrderedDict[Allocation, str] = OrderedDict()
         self._uses: Counter[str] = Counter()
         self._owner = os.getpid()
+        self._prefix = f"enginehouse-{uuid.uuid4().hex}-"
+        self._numbers = itertools.count()
 
     async def place(self, array: DeviceArray, what: str) -> Placed:
         """Where an array lies once the work that it waits for is done; `release` it after the request.
@@ -80,9 +83,12 @@ class SharedDeviceMemory:
         for name in [self._regions.pop(key) for key in idle[: max(len(self._regions) - KEEP, 0)]]:
             await self._unregister(name)
 
-    def forget(self) -> None:
-        """The server knows none of them any more: it was started anew."""
-        self._regions.clear()
+    def forget(self, region: str) -> bool:
+        """The server does not know a region any more. False when it is none of ours."""
+        known = [allocation for allocation, name in self._regions.items() if name == region]
+        for allocation in known:
+            del self._regions[allocation]
+        return region.startswith(self._prefix)  # also when another request has noticed already
 
     async def close(self) -> None:
         """Take all registrations back, as far as the server is there to hear it."""
@@ -91,7 +97,7 @@ class SharedDeviceMemory:
         await asyncio.gather(*(self._unregister(name) for name in names))
 
     async def _register(self, driver: DeviceDriver, allocation: Allocation, what: str) -> str:
-        name = f"enginehouse-{uuid.uuid4().hex}"
+        name = f"{self._prefix}{next(self._numbers)}"
         request = pb.CudaSharedMemoryRegisterRequest(
             name=name,
             raw_handle=driver.handle(allocation),

@@ -49,15 +49,15 @@ class AsyncInference:
     ) -> InferResult:
         """One request (`Client.infer` says what the arguments mean)."""
         wanted = Wanted(model_name, version, outputs, into or {}, parameters, casting)
-        for attempt in (1, 2):
+        # A server that was started anew knows none of our device memory. It says so of one region at a time, before it
+        # computes anything.
+        for _ in range(len(wanted.into) + (len(inputs) if isinstance(inputs, Mapping) else 1)):
             try:
                 return await self._once(wanted, inputs, request_id, timeout)
             except NotFoundError as error:
-                # A server that was started anew knows no device memory any more; nothing was computed.
-                if attempt == 2 or "region" not in error.details:
+                if not self._memory.forget(error.details.get("region", "")):
                     raise
-                self._memory.forget()
-        raise AssertionError  # unreachable
+        return await self._once(wanted, inputs, request_id, timeout)
 
     async def _once(self, wanted: Wanted, inputs: Inputs, request_id: str | None, timeout: float | None) -> InferResult:
         placed: list[Placed] = []

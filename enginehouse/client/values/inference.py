@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from enginehouse.client.values.engines import TensorSpec
@@ -17,7 +16,7 @@ class InferResult(Mapping[str, npt.NDArray[Any]]):
     """The outputs of one request: a mapping from output name to array.
 
     Arrays are views of the received bytes and therefore read-only; `.copy()` one to write into it. BF16 outputs are
-    float32 arrays, BYTES outputs are object arrays of `bytes`.
+    float32 arrays, BYTES outputs are object arrays of `bytes`. Outputs that went into device arrays are those arrays.
     """
 
     model_name: str
@@ -43,7 +42,7 @@ class InferResult(Mapping[str, npt.NDArray[Any]]):
         """
         if len(self.outputs) != 1:
             raise ValueError(f"{self.model_name} answered {sorted(self.outputs)}: name the output that you want")
-        return np.asarray(next(iter(self.outputs.values())))
+        return next(iter(self.outputs.values()))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from inference_world import Server, floats, load, tensor, wait_for
 from tritonclient.utils import InferenceServerException, shared_memory
 
 from enginehouse import AsyncClient, Client
-from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
+from enginehouse.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 
 
 def refused(code: str, *words: str) -> Any:
@@ -265,10 +266,17 @@ def test_the_sdk_registers_again_with_a_server_that_forgot(world: DeviceWorld, d
     x = FileArray(driver.allocate("a"), 2)
     world.write("a", floats(2))
     with Client(inference=world.server.address) as client:
-        client.infer("one", x)
+        y = FileArray(driver.allocate("c"), 2)
+        client.infer("one", x, into={"y": y})
         world.client.unregister_cuda_shared_memory()
-        np.testing.assert_array_equal(client.infer("one", x)["y"], 2 * floats(2))
-        (world.memory / "b").unlink(missing_ok=True)
+        assert client.infer("one", x, outputs=["y"], into={"y": y}).only() is y
+        np.testing.assert_array_equal(world.read("c", (2, 4)), 2 * floats(2))
+        world.client.unregister_cuda_shared_memory()
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda _: client.infer("one", x), range(16)))
+        assert all((result["y"] == 2 * floats(2)).all() for result in results)
+        with pytest.raises(NotFoundError, match="no model"):
+            client.infer("none", x)
         b = driver.allocate("b")
         (world.memory / "b").unlink()
         with pytest.raises(InvalidArgumentError, match=r"input 'x'.*cannot use its device memory.*NumPy"):
