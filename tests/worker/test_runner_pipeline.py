@@ -195,6 +195,7 @@ def test_failures_cost_nothing_else(world: World) -> None:
     )
     for _ in range(8):  # more than the rings have room for
         np.testing.assert_array_equal(front.receive_batch(front.send_batch(x, z)), 2 * x + z)
+    assert front.ask({"type": "ping"})["type"] == "pong"  # frames are read in order: the last release was
     assert not front.runner._pool._used
     measured = front.ask({"type": "measure", "model": "m", "batch": 4, "seconds": 0, "scope": "engine"})
     assert measured["type"] == "measured", measured

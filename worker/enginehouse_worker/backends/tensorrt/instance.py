@@ -155,7 +155,8 @@ class TensorRtInstance:
                 raise WorkerError("FAILED_PRECONDITION", "a batch was begun: its slot's memory is in use")
             self._drain()  # what was begun has left the device's memory
         captured = self._computation.prepare(shapes)
-        slot = self._slots[self._turn if copies else 0]
+        # What the last batch left is still in the slot that was freed last.
+        slot = self._slots[self._turn] if copies or not self._free else self._free[-1]
         if not copies:
             self._bare = True
             self._computation.queue(captured, shapes, slot)
