@@ -6,7 +6,7 @@ import ast
 from dataclasses import replace
 from pathlib import Path
 
-from enginehouse_optimizer.pipeline.backends import BACKENDS, QUANTIZED, backends_with
+from enginehouse_optimizer.pipeline.backends import BACKENDS, QUANTIZED, backends_with, takes_table
 from enginehouse_optimizer.pipeline.inputs import (
     Calibration,
     Data,
@@ -68,9 +68,9 @@ def test_every_plan_is_a_graph_in_order(inputs: Inputs) -> None:
     for engine, target in zip(plan.engines, inputs.targets, strict=True):
         assert plan.stage(engine.verify).inputs["engine"] == Output(engine.build)
         lineage = {stage.stage for stage in plan.lineage(engine.build)}
-        assert ("quantize" in lineage) == ("calibrate" in lineage) == (target.precision in QUANTIZED)
+        assert ("quantize" in lineage) == ("calibrate" in lineage) == takes_table(target.backend, target.precision)
         assert ("convert" in lineage) == (BACKENDS[target.backend].builds_from == "convert")
-    if not any(target.precision in QUANTIZED for target in inputs.targets):
+    if not any(takes_table(target.backend, target.precision) for target in inputs.targets):
         assert "calibrate" not in seen
     assert set(environments_of(inputs)) == {stage.environment for stage in plan.stages}
 
@@ -199,6 +199,36 @@ def test_int8_and_fp8_share_a_calibration() -> None:
     assert plan.engines[1].id.startswith("m-tensorrt-fp8-")
 
 
+def test_tf_trt_calibrates_while_it_builds_and_its_key_follows_from_the_data() -> None:
+    """Another backend's INT8 beside it is calibrated as ever; TF-TRT's FP16 takes no data."""
+    targets = (Target("tf-trt", "INT8"), Target("tf-trt", "FP16"), Target("onnxruntime", "INT8"))
+    inputs = replace(BASE, targets=targets, calibration=Calibration("entropy", DATASET, max_samples=100))
+    plan = make_plan(inputs, VERSIONS)
+    build = plan.stage("build tf-trt int8")
+    assert build.environment == "tf-trt"
+    assert build.inputs == {"model": Output("freeze"), "dataset": Upload(DATASET.blob, DATASET.file_name)}
+    assert build.params["max_samples"] == 100
+    assert plan.stage("build tf-trt fp16").inputs == {"model": Output("freeze")}
+    assert "max_samples" not in plan.stage("build tf-trt fp16").params
+    assert [engine.calibrate for engine in plan.engines] == [None, None, "calibrate"]
+    assert plan.engines[0].blame is None
+    other = make_plan(replace(inputs, calibration=Calibration("entropy", SYNTHETIC)), VERSIONS)
+    assert other.stage("build tf-trt int8").params["synthetic"] == vars(SYNTHETIC.synthetic)
+    assert [mine.key == its.key for mine, its in zip(plan.engines, other.engines, strict=True)] == [False, True, False]
+
+
+def test_the_options_of_tf_trt_are_the_workers() -> None:
+    source = (ROOT / "worker" / "enginehouse_worker" / "backends" / "tftrt" / "options.py").read_text()
+    found = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BUILD_OPTIONS"
+    )
+    threads = {"intra_op_threads", "inter_op_threads"}
+    assert set(BACKENDS["tf-trt"].options) == {*found, *threads}
+    assert set(BACKENDS["tensorflow"].options) == {*threads, "tf32"}
+
+
 def test_the_options_of_tensorrt_are_the_workers() -> None:
     source = ROOT / "worker" / "enginehouse_worker" / "backends" / "tensorrt" / "options.py"
     assigned = {
@@ -210,6 +240,7 @@ def test_the_options_of_tensorrt_are_the_workers() -> None:
 
 
 def test_the_table_of_backends() -> None:
-    assert backends_with("INT8") == ["onnxruntime", "tensorrt"]
+    assert backends_with("INT8") == ["onnxruntime", "tensorrt", "tf-trt"]
     for backend in BACKENDS.values():
-        assert (backend.dialect is not None) or not (backend.precisions & QUANTIZED)
+        assert backend.dialect or backend.calibrates or not (backend.precisions & QUANTIZED)
+        assert not (backend.dialect and backend.calibrates)

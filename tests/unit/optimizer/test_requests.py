@@ -176,6 +176,25 @@ def test_a_refused_engine_has_a_stage_that_finds_the_layers_to_blame() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("calibration", "named"),
+    [
+        ({"table": TABLE}, "calibration.table"),
+        ({"synthetic": SYNTHETIC, "method": pb.CALIBRATION_METHOD_MAX}, "calibration.method MAX"),
+        ({"synthetic": SYNTHETIC, "exclude": ["Gemm"]}, "calibration.exclude"),
+        ({"synthetic": SYNTHETIC, "automatic_exclusion": pb.AutomaticExclusion()}, "calibration.automatic_exclusion"),
+    ],
+)
+def test_tf_trt_calibrates_its_own_way(calibration: dict[str, Any], named: str) -> None:
+    target = pb.EngineTarget(backend="tf-trt", precision=engines_pb2.PRECISION_INT8)
+    with pytest.raises(InvalidArgumentError, match=named):
+        inputs(KERAS, targets=[INT8, target], calibration=pb.CalibrationSpec(**calibration))
+    plain = pb.CalibrationSpec(synthetic=SYNTHETIC)
+    assert stages(inputs(KERAS, targets=[target], calibration=plain))["build tf-trt int8"].params["synthetic"]
+    half = pb.EngineTarget(backend="tf-trt", precision=engines_pb2.PRECISION_FP16)
+    inputs(KERAS, targets=[INT8, half], calibration=pb.CalibrationSpec(**calibration))
+
+
 def test_a_table_stands_for_a_calibration() -> None:
     given = inputs(KERAS, targets=[INT8], calibration=pb.CalibrationSpec(table=TABLE, exclude=["a"]))
     calibrate = stages(given)["calibrate"]

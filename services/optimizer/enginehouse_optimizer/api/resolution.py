@@ -77,6 +77,7 @@ def resolve(
         return _synthetic(source.synthetic, what) if source.WhichOneof("data") == "synthetic" else None
 
     calibration = _calibration(request, targets, data)
+    _check_own_calibration(targets, calibration)
     verification = _verification(request, calibration, data, targets, layout)
     _check_priority(request.priority)
     model = model_input(find_model(name), allow_unsafe=allow_unsafe)
@@ -216,6 +217,25 @@ def _calibration(
     return Calibration(
         method, source, percentile, spec.max_samples, spec.batch_size, _excluded(spec), automatic=automatic
     )
+
+
+def _check_own_calibration(targets: tuple[Target, ...], calibration: Calibration | None) -> None:
+    """Raises InvalidArgumentError for what a backend that calibrates itself cannot heed."""
+    own = [t.backend for t in targets if BACKENDS[t.backend].calibrates and t.precision in QUANTIZED]
+    if not own or calibration is None:
+        return
+    given = {
+        "table": bool(calibration.table),
+        f"method {calibration.method.upper()}": calibration.method not in ("entropy", "table"),
+        "exclude": bool(calibration.exclude),
+        "automatic_exclusion": calibration.automatic is not None,
+    }
+    wrong = [name for name, is_given in given.items() if is_given]
+    if wrong:
+        raise InvalidArgumentError(
+            f"calibration.{wrong[0]} does not go with a {own[0]} target at INT8: TF-TRT calibrates while it "
+            "builds, with data, TensorRT's entropy method and all layers. Ask for it in a request of its own"
+        )
 
 
 def _imported(spec: pb.CalibrationSpec) -> Calibration:

@@ -24,6 +24,7 @@ class Backend:
         options: build options that it knows, each with what it means.
         device: "cpu" or "gpu".
         timing_cache: whether its builds take and give back what they measured.
+        calibrates: whether it calibrates INT8 itself while it builds, so that its build takes the data.
     """
 
     name: str
@@ -33,13 +34,14 @@ class Backend:
     options: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     timing_cache: bool = False
+    calibrates: bool = False
 
     @property
     def environment(self) -> str:
         return BACKEND_ENVIRONMENTS[self.name]
 
 
-# Precisions for which a quantized graph is built.
+# Precisions for which data or a calibration table is needed.
 QUANTIZED = frozenset({"INT8", "FP8"})
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
@@ -65,6 +67,7 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 options={
                     "intra_op_threads": "threads of one operator; 0: one a core",
                     "inter_op_threads": "operators run at once",
+                    "tf32": "true: on a GPU, products of FP32 values may round to TF32",
                 },
             ),
             Backend(
@@ -90,10 +93,29 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 device="gpu",
                 timing_cache=True,
             ),
-            Backend("tf-trt", "freeze", frozenset({"FP32", "TF32", "FP16"}), device="gpu"),
+            Backend(
+                "tf-trt",
+                "freeze",
+                frozenset({"FP32", "TF32", "FP16", "INT8"}),
+                options={
+                    "batches": "batch sizes to build engines for, commas between; INT8 has one engine",
+                    "workspace_mib": "most scratch memory of a layer; 0: TF-TRT's own limit",
+                    "minimum_segment": "fewest operators that become an engine",
+                    "build_at_runtime": "true: build engines while serving, for batches that none fits",
+                    "intra_op_threads": "threads of one operator; 0: one a core",
+                    "inter_op_threads": "operators run at once",
+                },
+                device="gpu",
+                calibrates=True,
+            ),
         )
     }
 )
+
+
+def takes_table(backend: str, precision: str) -> bool:
+    """Whether an engine is built from a graph that a calibration table quantized."""
+    return precision in QUANTIZED and not BACKENDS[backend].calibrates
 
 
 def backends_with(precision: str) -> list[str]:

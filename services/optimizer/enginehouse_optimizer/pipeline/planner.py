@@ -3,7 +3,7 @@
     freeze ─ convert ─┬─ calibrate ─ [sensitivity] ─ quantize (one for each dialect) ─ build ─┐
        │              ├─ build ───────────────────────────────────────────────────────────────┼─ verify (one for
        │              └─ reference ───────────────────────────────────────────────────────────┤  each target)
-       └─ build (tensorflow) ─────────────────────────────────────────────────────────────────┘
+       └─ build (tensorflow; tf-trt, which calibrates itself) ────────────────────────────────┘
 
 An ONNX model is imported instead of frozen and converted. `preprocess` stands after both when the engine is to take
 images as they are; `prepare` makes arrays of image files for calibrate, reference, verify and their kin; `layers`
@@ -23,8 +23,8 @@ from typing import Any
 
 from enginehouse.artifacts import digest_json
 from enginehouse.artifacts.manifest import engine_key
-from enginehouse_optimizer.pipeline.backends import BACKENDS, FREEZING, QUANTIZED, QUANTIZING, Backend
-from enginehouse_optimizer.pipeline.inputs import Data, Inputs, ModelInput, Target
+from enginehouse_optimizer.pipeline.backends import BACKENDS, FREEZING, QUANTIZED, QUANTIZING, Backend, takes_table
+from enginehouse_optimizer.pipeline.inputs import Calibration, Data, Inputs, ModelInput, Target
 from enginehouse_optimizer.pipeline.machine import CPU, DRIVER, GPU
 from enginehouse_optimizer.pipeline.plan import Output, Plan, PlannedEngine, PlannedStage, Source, Upload
 from enginehouse_optimizer.pipeline.timing import timing_cache_name
@@ -122,7 +122,7 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
             if frozen is None:
                 raise ValueError(f"{inputs.model.name} has no frozen graph for {backend.name}")
             source = frozen
-        if target.precision in QUANTIZED and calibrated is not None:
+        if takes_table(target.backend, target.precision) and calibrated is not None:
             calibrate = calibrated.stage
             # Sensitivity is measured as INT8: it says nothing of FP8.
             if target.precision == "INT8":
@@ -149,9 +149,14 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
             "options": dict(target.options),
         }
         machine = GPU if backend.device == "gpu" else ""
+        shown = None
+        if backend.calibrates and target.precision in QUANTIZED and inputs.calibration is not None:
+            params |= _calibration_samples(inputs, inputs.calibration)
+            shown = _calibration_dataset(builder, inputs, inputs.calibration, graph)
         built = builder.add(
-            f"build {suffix}", backend.environment, params, machine=machine, timing_cache=cache, model=source
-        )
+            f"build {suffix}", backend.environment, params, machine=machine, timing_cache=cache, model=source,
+            dataset=shown,
+        )  # fmt: skip
         verified = builder.add(
             f"verify {suffix}", backend.environment, {**samples, **limits}, engine=built, reference=reference,
             dataset=dataset,
@@ -210,19 +215,26 @@ def _folded(builder: _Builder, inputs: Inputs, graph: Output) -> Output:
 
 def _calibrate(builder: _Builder, inputs: Inputs, model: Output, graph: Output) -> Output | None:
     calibration = inputs.calibration
-    if calibration is None or not any(target.precision in QUANTIZED for target in inputs.targets):
+    if calibration is None or not any(takes_table(target.backend, target.precision) for target in inputs.targets):
         return None
     if calibration.table:
         table = Upload(calibration.table, "calibration.json")
         return builder.add("calibrate", QUANTIZING, {}, model=model, table=table)
-    samples = _samples(inputs, calibration.data, calibration.max_samples or _ALL_SAMPLES)
-    params: dict[str, Any] = {"method": calibration.method, **samples}
+    params: dict[str, Any] = {"method": calibration.method, **_calibration_samples(inputs, calibration)}
     if calibration.percentile is not None:
         params["percentile"] = calibration.percentile
     if calibration.batch_size:
         params["batch_size"] = calibration.batch_size
-    dataset = _dataset(builder, inputs, calibration.data, calibration.max_samples, graph)
+    dataset = _calibration_dataset(builder, inputs, calibration, graph)
     return builder.add("calibrate", QUANTIZING, params, model=model, dataset=dataset)
+
+
+def _calibration_samples(inputs: Inputs, calibration: Calibration) -> dict[str, Any]:
+    return _samples(inputs, calibration.data, calibration.max_samples or _ALL_SAMPLES)
+
+
+def _calibration_dataset(builder: _Builder, inputs: Inputs, calibration: Calibration, graph: Output) -> Source | None:
+    return _dataset(builder, inputs, calibration.data, calibration.max_samples, graph)
 
 
 def _sensitivity(
