@@ -86,9 +86,9 @@ def _order(run: Mapping[str, Any], lanes: list[Lane]) -> Any:
     models = [model["name"] for model in suite.get("models", ())] + [lane.model for lane in lanes]
     modes = [mode["name"] for mode in suite.get("modes", ())] + [lane.mode for lane in lanes]
 
-    def key(row: Row) -> tuple[int, str, int, str, int, int]:
+    def key(row: Row) -> tuple[int, int, str, str, int, int]:
         lane = row.lane
-        return models.index(lane.model), lane.scope, modes.index(lane.mode), lane.device, lane.batch, lane.concurrency
+        return models.index(lane.model), modes.index(lane.mode), lane.device, lane.scope, lane.batch, lane.concurrency
 
     return key
 

@@ -16,6 +16,7 @@ from enginehouse.report.phases import PhaseView, phase_views
 from enginehouse.report.plots import batch_plot, time_plot
 from enginehouse.report.ratios import Ratio, against_baseline
 from enginehouse.report.tables import (
+    SCOPES,
     BudgetLine,
     Scaling,
     ScopeLine,
@@ -108,7 +109,7 @@ def gather(
     """Judge, tabulate and draw the results. `others` are results of other servers by name."""
     timeline_panels = series.panels(results)
     drawable = any(panel.series for panel in timeline_panels)
-    scopes = tuple(dict.fromkeys(row.lane.scope for row in results.rows))
+    scopes = tuple(scope for scope in SCOPES if any(row.lane.scope == scope for row in results.rows))
     ratios = against_baseline(results.rows)
     return Page(
         results=results,
@@ -145,10 +146,16 @@ def _section(results: Results, ratios: Sequence[Ratio], model: str, scope: str) 
     return ModelSection(
         model=model,
         scope=scope,
-        plot=batch_plot(name, model, scope, rows, results.modes),
+        plot=batch_plot(name, model, scope, _first_devices(rows), results.modes),
         ratios=_ratio_table([ratio for ratio in ratios if ratio.row in rows]),
         tables=tuple(ModeTable(mode, device, tuple(found)) for (mode, device), found in groups.items()),
     )
+
+
+def _first_devices(rows: Sequence[Row]) -> list[Row]:
+    """Of each mode the rows of its first device: phases 1 and 2 show the others, and a figure holds so many curves."""
+    first: dict[str, str] = {}
+    return [row for row in rows if first.setdefault(row.lane.mode, row.lane.device) == row.lane.device]
 
 
 def _ratio_table(ratios: Sequence[Ratio]) -> RatioTable | None:

@@ -11,6 +11,7 @@ from enginehouse.report.claims import RESNET, SCOPES
 from enginehouse.report.data import Results
 from enginehouse.report.figures import PALETTE, Plot, color_of
 from enginehouse.report.plots import Line, lines_plot, modes_plot
+from enginehouse.report.tables import SCOPES as ALL_SCOPES
 
 # The fastest first: what a phase shows where a machine has it.
 _TF_TRT = ("tf-trt-int8", "tf-trt-fp16", "tf-trt-fp32")
@@ -87,10 +88,11 @@ def _native_against_tf_trt(results: Results) -> PhaseView:
 
 
 def _side_by_side(results: Results) -> PhaseView:
-    scopes = dict.fromkeys(row.lane.scope for row in results.rows)
+    single = [row for row in results.rows if row.lane.device != ALL_GPUS]
     plots = tuple(
-        modes_plot(f"modes-{scope}", [row for row in results.rows if row.lane.scope == scope], results.modes, scope)
-        for scope in scopes
+        modes_plot(f"modes-{scope}", [row for row in single if row.lane.scope == scope], results.modes, scope)
+        for scope in ALL_SCOPES
+        if any(row.lane.scope == scope for row in single)
     )
     return PhaseView("phase4", "Phase 4: all modes side by side", plots, () if plots else ("no row was finished",))
 
