@@ -96,14 +96,15 @@ class Inference:
         peer, frame = self.peer, self.frame
         try:
             numbers = [int(tensor["segment"]) for tensor in frame["inputs"] if "region" not in tensor]
-            memory = peer.memory()
-            segments = peer.segments.hold(numbers, memory)
-        except (KeyError, TypeError) as error:
+            given = {str(tensor["name"]): tuple(int(d) for d in tensor["shape"]) for tensor in frame["inputs"]}
+        except (KeyError, TypeError, ValueError) as error:
             raise _bad(error) from None
+        memory = peer.memory()
+        segments = peer.segments.hold(numbers, memory)
         segment: int | None = None
         try:
             inputs = self._inputs(peer.regions)
-            known = instance.output_shapes({str(t["name"]): tuple(map(int, t["shape"])) for t in frame["inputs"]})
+            known = instance.output_shapes(given)
             shapes = {name: known[name] for name in names}
             places = place_outputs(
                 shapes, self.model.outputs, frame.get("places") or (), peer.pool, peer.regions, memory
