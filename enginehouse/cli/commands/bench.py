@@ -66,6 +66,31 @@ def run(
         raise typer.Exit(FAILURE)
 
 
+@app.command(epilog="Example: enginehouse bench compare results/t4 results/h200")
+def compare(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Results of two or more benchmarks; the first is the base.")
+    ],
+    output: Annotated[Path | None, typer.Option("--out", help="Write Markdown, JSON and plots there too.")] = None,
+    json: Json = False,
+) -> None:
+    """Show results side by side: throughput, ratio to the first with its interval, latency."""
+    module = _extra("enginehouse.report.compare", "report")
+    writing = _extra("enginehouse.report.write_comparison", "report")
+    comparison = module.compare(module.load_sets(directories))
+    if output is not None:
+        files = writing.write_comparison(comparison, output, _extra("enginehouse.paper", "bench").load_paper())
+    if json:
+        print_json(module.to_json(comparison))
+        return
+    for name, machine, alone in zip(comparison.names, comparison.machines, comparison.alone, strict=True):
+        say(f"{name}: {machine}" + (f"; {alone} points that no other has" if alone else ""))
+    print_table(writing.columns(comparison), [writing.cells(point) for point in comparison.points], empty="")
+    say("ratios are of runs apart: their intervals say nothing of what differs from run to run")
+    if output is not None:
+        say(f"wrote {files.markdown}")
+
+
 def _report(
     directory: Annotated[Path, typer.Argument(help="A benchmark's results.")],
     output: Annotated[Path | None, typer.Option("--out", help="Where to write; the results' folder.")] = None,
