@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from enginehouse_optimizer.pipeline.backends import BACKENDS, QUANTIZED, backends_with, takes_table
 from enginehouse_optimizer.pipeline.inputs import (
     Calibration,
@@ -155,7 +160,9 @@ def test_the_machine_matters_where_its_kind_changes_the_result() -> None:
 
 
 def test_the_machine_is_read_from_proc(tmp_path: Path) -> None:
-    assert machine_facts(tmp_path) == {"cpu": "[]", "gpu": "[]", "driver": ""}
+    assert machine_facts(tmp_path, lambda: ([], "")) == {"cpu": "[]", "gpu": "[]", "driver": ""}
+    sandboxed = machine_facts(tmp_path, lambda: (["NVIDIA H200"], "580.159.03"))
+    assert sandboxed == {"cpu": "[]", "gpu": '["NVIDIA H200"]', "driver": "580.159.03"}
     (tmp_path / "cpuinfo").write_text("processor: 0\nflags\t\t: fpu avx512_vnni sse2\nflags: avx_vnni\n")
     for place, model in enumerate(("NVIDIA H200", "NVIDIA A100", "NVIDIA H200")):
         folder = tmp_path / "driver" / "nvidia" / "gpus" / str(place)
@@ -168,6 +175,20 @@ def test_the_machine_is_read_from_proc(tmp_path: Path) -> None:
         "gpu": '["NVIDIA A100","NVIDIA H200"]',
         "driver": "580.65.06",
     }
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc, to compile the fake NVML library")
+def test_nvml_names_the_gpus_where_proc_does_not(tmp_path: Path) -> None:
+    source, library = ROOT / "tests" / "integration" / "telemetry" / "fake_nvml.c", tmp_path / "libnvidia-ml.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    control = tmp_path / "control"
+    control.write_text("count 2\ndriver 580.159.03\n0.name NVIDIA H200\n1.name NVIDIA H200\n")
+    ask = "from enginehouse_optimizer.pipeline.nvml import gpus_and_driver; print(gpus_and_driver())"
+    variables = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    for path, said in ((control, "(['NVIDIA H200'], '580.159.03')"), (tmp_path / "none", "([], '')")):
+        variables["FAKE_NVML_CONTROL"] = str(path)
+        done = subprocess.run([sys.executable, "-c", ask], env=variables, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == said
 
 
 def test_a_models_name_is_no_part_of_a_key() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from enginehouse.artifacts import canonical_json
+from enginehouse_optimizer.pipeline.nvml import gpus_and_driver
 
 # Their keys among the versions that a plan is made with. Engines outlive drivers: a driver is part of no stage's key.
 CPU, GPU, DRIVER = "cpu", "gpu", "driver"
@@ -15,10 +17,17 @@ _PROC = Path("/proc")
 _DECIDING_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "asimddp", "i8mm"})
 
 
-def machine_facts(proc: Path = _PROC) -> dict[str, str]:
+def machine_facts(proc: Path = _PROC, nvml: Callable[[], tuple[list[str], str]] = gpus_and_driver) -> dict[str, str]:
     """For CPU and GPU, a text that changes when a stage that depends on it would give another result; and the version
-    of NVIDIA's driver, empty where there is none."""
-    return {CPU: canonical_json(_cpu_flags(proc)), GPU: canonical_json(_gpus(proc)), DRIVER: _driver(proc)}
+    of NVIDIA's driver, empty where there is none.
+
+    Args:
+        nvml: says the GPUs and the driver where `proc` does not.
+    """
+    gpus, driver = _gpus(proc), _driver(proc)
+    if not gpus:
+        gpus, driver = nvml()
+    return {CPU: canonical_json(_cpu_flags(proc)), GPU: canonical_json(gpus), DRIVER: driver}
 
 
 def _cpu_flags(proc: Path) -> list[str]:
