@@ -35,9 +35,18 @@ class Lines:
         return None
 
     def row(self, row: Row) -> None:
-        self.say(
-            f"  {row.lane}: {row.inferences_per_second:.4g} inferences/s" + ("" if row.stable else " (not stable)")
-        )
+        flags = [
+            word
+            for word, on in (
+                ("not stable", not row.stable),
+                (f"throttled: {', '.join(row.throttle_reasons or ())}", row.throttled),
+                (f"{row.other_processes} other processes on the GPU", row.other_processes),
+            )
+            if on
+        ]
+        low, high = row.interval
+        text = f"{row.inferences_per_second:.4g} inferences/s ({low:.4g} to {high:.4g})"
+        self.say(f"  {row.lane}: {text}" + (f" ({'; '.join(flags)})" if flags else ""))
 
     def not_run(self, entry: NotRun) -> None:
         told = (entry.lane.model, entry.lane.mode, entry.reason)
@@ -47,6 +56,8 @@ class Lines:
 
     def finished(self, summary: RunSummary) -> None:
         self.say(f"{summary.status}: {summary.rows} rows in {summary.directory}, {len(summary.not_run)} not run")
+        if summary.status != "complete":
+            self.say("finished rows are kept; the same command with --resume measures the others")
 
     def say(self, line: str) -> None:
         self._console.print(Text(line))
