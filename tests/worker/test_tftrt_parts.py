@@ -19,6 +19,7 @@ from enginehouse_worker.backends.tftrt.builder import check_built
 from enginehouse_worker.backends.tftrt.counts import Conversion, count
 from enginehouse_worker.backends.tftrt.options import build_options
 from enginehouse_worker.backends.tftrt.records import PREFIX, engine_batches
+from enginehouse_worker.backends.tftrt.renaming import rename
 from enginehouse_worker.backends.tftrt.runtime import check_fits, require_gpu
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.synthetic import SyntheticDataset
@@ -185,3 +186,27 @@ def test_rows_stay_what_they_are_when_a_batch_is_filled_up() -> None:
     (batch,) = calibration_batches(data, 8, lambda *_: None)()
     (alone,) = data.batches(3)
     np.testing.assert_array_equal(batch["image"], alone["image"][[0, 1, 2, 0, 1, 2, 0, 1]])
+
+
+def test_engines_are_renamed_with_everything_that_refers_to_them() -> None:
+    """TensorFlow refuses to load a second SavedModel whose engines have the names of the first's."""
+
+    def renamable(op: str, name: str, *inputs: str) -> SimpleNamespace:
+        return SimpleNamespace(op=op, name=name, input=list(inputs), attr={"resource_name": SimpleNamespace(s=b"a")})
+
+    body = [renamable("TRTEngineOp", "a", "x"), renamable("Relu", "ab", "a:out_tensor:0", "^a", "ab:y:0")]
+    inner = SimpleNamespace(node_def=body, ret={"y": "a:out_tensor:0", "z": "ab:y:0"}, control_ret={"c": "a"})
+    graph = SimpleNamespace(
+        node=[
+            renamable("CreateTRTResourceHandle", "h"),
+            renamable("TRTEngineOp", "b"),
+            renamable("Add", "c", "b:1", "a"),
+        ],
+        library=SimpleNamespace(function=[inner]),
+    )
+    rename(graph, "_7")
+    assert [n.name for n in (*graph.node, *body)] == ["h", "b_7", "c", "a_7", "ab"]
+    assert graph.node[0].attr["resource_name"].s == b"a_7"
+    assert graph.node[2].input == ["b_7:1", "a"], "an op of that name in a function is another"
+    assert body[1].input == ["a_7:out_tensor:0", "^a_7", "ab:y:0"]
+    assert inner.ret == {"y": "a_7:out_tensor:0", "z": "ab:y:0"} and inner.control_ret == {"c": "a_7"}

@@ -54,7 +54,9 @@ def count(graph: Any) -> Conversion:
     for name, nodes in functions.items():
         if name not in native:
             remaining += _computing(nodes)
-    return Conversion(tuple(sorted(engines)), converted, dict(remaining))
+    # Inlined functions put their own names before the engine's, which it is kept without.
+    names = {name.rpartition("/")[2] for name in engines}
+    return Conversion(tuple(sorted(names)), converted, dict(remaining))
 
 
 def _all_nodes(graph: Any) -> Iterator[Any]:

@@ -6,7 +6,9 @@ so nothing is padded here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,12 @@ from enginehouse_worker.backends.engine_files import read_engine
 from enginehouse_worker.backends.tensorflow.device import DeviceFacts, open_device
 from enginehouse_worker.backends.tensorflow.runtime import TensorFlowEngine, open_saved_model, set_threads
 from enginehouse_worker.backends.tftrt.options import check_options
+from enginehouse_worker.backends.tftrt.renaming import renamed_copy
 from enginehouse_worker.errors import WorkerError
+
+# Names of engine ops that this process has loaded. TensorFlow forgets one some time after its model is gone.
+_taken: set[str] = set()
+_numbers = count(1)
 
 
 def load(engine: Path, *, device: str, options: Mapping[str, Any], version: str) -> TensorFlowEngine:
@@ -34,7 +41,19 @@ def load(engine: Path, *, device: str, options: Mapping[str, Any], version: str)
     # Registers the ops that the SavedModel names.
     from tensorflow.python.compiler.tensorrt import trt_convert  # noqa: F401
 
-    return open_saved_model(engine / description["payload"], Signature.from_json(description))
+    payload, signature = engine / description["payload"], Signature.from_json(description)
+    segments = frozenset(description.get("conversion", {}).get("engines", {}))
+    suffix = free_suffix(segments)
+    _taken.update(name + suffix for name in segments)
+    if not suffix:
+        return open_saved_model(payload, signature)
+    with tempfile.TemporaryDirectory() as folder:
+        return open_saved_model(renamed_copy(payload, Path(folder) / "saved_model", suffix), signature)
+
+
+def free_suffix(segments: Iterable[str]) -> str:
+    """What to add to the names of an engine's ops: nothing while this process has none of these names."""
+    return f"_{next(_numbers)}" if _taken & set(segments) else ""
 
 
 def require_gpu(device: str, *, tf32: bool | None) -> DeviceFacts:
