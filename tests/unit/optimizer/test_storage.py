@@ -162,6 +162,15 @@ def test_an_engine_measured_again_has_the_newest_verification(database: Database
     assert index.find("q", "k", "m") is None
 
 
+def test_an_engine_that_cannot_be_verified_here_keeps_what_was_measured(database: Database) -> None:
+    index, measured, unverified = EngineIndex(database), _engine(data="synthetic"), _engine()
+    unverified.ClearField("verification")
+    index.publish([unverified])
+    index.publish([measured])
+    index.publish([unverified])
+    assert index.find("p", "k", "m") == measured
+
+
 def test_engines_of_a_request_appear_together(database: Database) -> None:
     index = EngineIndex(database)
     with pytest.raises(ValueError):
