@@ -15,7 +15,7 @@ import numpy.typing as npt
 from enginehouse.bench.environment import bench_software
 from enginehouse.bench.modes import Mode
 from enginehouse.bench.rows import Accuracy
-from enginehouse.bench.seams import Engine, JobStage, Measurement, Progress, Seams, Tensor, Worker
+from enginehouse.bench.seams import Engine, JobStage, Measurement, Progress, Seams, Tensor
 from enginehouse.bench.suite import CalibrationPlan, ModelSpec, Suite
 from enginehouse.client.values import BatchProfile, Calibration, JobView, Synthetic, Target, VerificationSpec
 from enginehouse.client.values import Engine as PublishedEngine
@@ -158,7 +158,7 @@ class ProcessWorkers:
             return self._environments.environment(mode.environment).name
         return self._environments.for_backend(mode.backend).name
 
-    async def start(self, environment: str, device: str) -> Worker:
+    async def start(self, environment: str, device: str) -> ProcessWorker:
         found = self._environments.environment(environment)
         log: list[str] = []  # kept from our standard error; an error that ends the worker quotes its end
         process = await WorkerProcess.start(found, device, log=log.append)
@@ -170,24 +170,24 @@ class ProcessWorker:
     """A worker process."""
 
     def __init__(self, process: WorkerProcess, software: Mapping[str, str]) -> None:
-        self._process, self.software = process, software
+        self.process, self.software = process, software
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self.process.pid
 
     async def load(self, key: str, directory: Path, *, warmup: Sequence[int], options: Mapping[str, Any]) -> None:
-        await self._process.load(key, directory, instances=1, warmup=warmup, options=options)
+        await self.process.load(key, directory, instances=1, warmup=warmup, options=options)
 
     async def measure(self, key: str, *, batch: int, seconds: float, seed: int, scope: str) -> Measurement:
-        measured = await self._process.measure(key, batch=batch, seconds=seconds, seed=seed, scope=scope)
+        measured = await self.process.measure(key, batch=batch, seconds=seconds, seed=seed, scope=scope)
         return Measurement(measured.latencies_ns, measured.wall_ns, measured.cpu_ns, measured.inferences)
 
     async def unload(self, key: str) -> None:
-        await self._process.unload(key)
+        await self.process.unload(key)
 
     async def close(self) -> None:
-        await self._process.close()
+        await self.process.close()
 
 
 async def _python(environment: WorkerEnvironment) -> dict[str, str]:

@@ -66,6 +66,61 @@ def run(
         raise typer.Exit(FAILURE)
 
 
+@app.command(epilog="Example: enginehouse bench loadgen resnet_v1_50:prod --scenario offline --out results/loadgen")
+def loadgen(
+    engine: Annotated[str, typer.Argument(help="An engine's id, or MODEL:ALIAS.")],
+    directory: Annotated[Path, typer.Option("--out", help="The folder for the results; they are added to it.")],
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="single_stream, multi_stream, server or offline; may be repeated; all.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="worker: the engine in a process here; service: over gRPC.")] = "worker",
+    batch: Annotated[int, typer.Option(help="Samples that go to the engine at once.", min=1)] = 8,
+    in_flight: Annotated[int, typer.Option(help="Batches that wait in the engine or the service.", min=1)] = 2,
+    seconds: Annotated[float, typer.Option(help="Of each scenario; MLPerf asks for 600.")] = 10.0,
+    queries: Annotated[int | None, typer.Option(help="At least so many; MLPerf's own from 600 s on.", min=1)] = None,
+    target_qps: Annotated[
+        float | None, typer.Option(help="Server: Poisson arrivals a second; half of what we measure.")
+    ] = None,
+    latency: Annotated[str, typer.Option(help="Server: bound of the 99th percentile.")] = "15ms",
+    device: Annotated[str | None, typer.Option(help="cpu or gpu:N; the engine's kind.")] = None,
+    json: Json = False,
+) -> None:
+    """Run MLPerf's scenarios with its own LoadGen. Not a submission: inputs are random, shorter runs are labelled.
+
+    Exit status 1 when a scenario's own conditions were not met.
+    """
+    scenarios = _extra("enginehouse.bench.loadgen.scenarios", "bench")
+    module = _extra("enginehouse.bench.loadgen.bench", "bench")
+    bound = milliseconds(latency, "--latency")
+    wanted = tuple(
+        scenarios.Scenario(name, seconds, queries, target_qps if name == "server" else None, bound)
+        for name in scenario or scenarios.SCENARIOS
+    )
+    command = shlex.join(["enginehouse", *sys.argv[1:]])
+
+    async def measure() -> Any:
+        async with context.asynchronous() as client:
+            kind = device or ("cpu" if (await client.engines.get(engine)).device.kind == "cpu" else "gpu:0")
+            plan = module.Plan(wanted, target, batch, in_flight, kind, command)
+            return await module.run_loadgen(client, engine, plan, directory, say)
+
+    lines = asyncio.run(measure())
+    if json:
+        print_json(lines)
+    else:
+        columns = ("SCENARIO", "RESULT", "IMAGES/S", "LATENCY MS", "HARNESS IMAGES/S", "RATIO", "SECONDS")
+        print_table(columns, [_scenario_line(line) for line in lines], empty="no scenario")
+    if not all(line["valid"] for line in lines):
+        raise typer.Exit(FAILURE)
+
+
+def _scenario_line(line: dict[str, Any]) -> tuple[object, ...]:
+    result = ("valid" if line["valid"] else "invalid") + (", shortened" if line["shortened"] else "")
+    harness = line["harness"]["inferences_per_second"] if line["scenario"] == "offline" else None
+    rate, latency = line.get("inferences_per_second"), line.get("latency_ms", line["percentiles_ms"].get("99.00"))
+    return line["scenario"], result, rate, latency, harness, line.get("ratio"), line["seconds"]
+
+
 @app.command(epilog="Example: enginehouse bench compare results/t4 results/h200")
 def compare(
     directories: Annotated[
@@ -117,7 +172,7 @@ def _report(
     print_json(files) if json else say(f"wrote {files.html}")
 
 
-def milliseconds(text: str) -> float:
+def milliseconds(text: str, option: str = "--latency-budget") -> float:
     """ "7ms", "0.5s" or "7" as milliseconds.
 
     Raises:
