@@ -40,6 +40,7 @@ def to_json(page: Page) -> dict[str, Any]:
         "scaling": [
             {**_point(found.row), "alone": found.alone, "efficiency": found.efficiency} for found in page.scaling
         ],
+        "loadgen": list(results.loadgen),
         "hardware": [
             present(
                 {

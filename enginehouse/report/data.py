@@ -26,6 +26,7 @@ class Results:
     samples: tuple[Mapping[str, Any], ...]
     engines: tuple[Mapping[str, Any], ...]
     windows: tuple[Mapping[str, Any], ...] = ()
+    loadgen: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -55,10 +56,10 @@ def load_results(directory: Path) -> Results:
     """Read a results directory.
 
     Raises:
-        NotFoundError: it is none: it has neither rows nor a run.
+        NotFoundError: it is none: it has neither rows nor a run nor LoadGen's results.
         InvalidArgumentError: a file in it cannot be read; names the file.
     """
-    if not (directory / store.ROWS).is_file() and not (directory / store.RUN).is_file():
+    if not any((directory / name).is_file() for name in (store.ROWS, store.RUN, store.LOADGEN)):
         raise NotFoundError(f"{directory} holds no results: neither {store.ROWS} nor {store.RUN} is there")
     newest: dict[Lane, Row] = {}
     for number, value in enumerate(store.read_lines(directory / store.ROWS), 1):
@@ -77,6 +78,7 @@ def load_results(directory: Path) -> Results:
         samples=tuple(store.read_lines(directory / store.TELEMETRY)),
         engines=tuple(store.read_lines(directory / store.ENGINES)),
         windows=tuple(store.read_lines(directory / store.WINDOWS)),
+        loadgen=tuple(store.read_lines(directory / store.LOADGEN)),
     )
 
 

@@ -32,6 +32,8 @@ def summary(page: Page) -> str:
         parts += ["## Energy", _energy(page)]
     if page.scaling:
         parts += ["## All GPUs at once", _scaling(page)]
+    if page.scenarios:
+        parts += ["## MLPerf's scenarios (LoadGen)", _scenarios(page)]
     parts += [f"![{plot.title}](plots/{plot.name}.png)" for plot in page.plots[:4]]
     parts += ["## Beside the paper's values", _values(page)]
     if page.missing:
@@ -143,6 +145,29 @@ def _scaling(page: Page) -> str:
         point = [lane.model, lane.mode, lane.scope, str(lane.batch), str(found.row.gpus)]
         lines.append([*point, rate, short(found.alone), f"{found.efficiency:.1%}"])
     columns = ("model", "mode", "scope", "batch", "GPUs", "at once, images/s", "each alone, added", "efficiency")
+    return table(columns, lines)
+
+
+def _scenarios(page: Page) -> str:
+    lines = []
+    for line in page.scenarios:
+        result = ("valid" if line.valid else "invalid") + (
+            f", shortened to {line.seconds:g} s" if line.shortened else ""
+        )
+        rate = _NONE if line.inferences_per_second is None else short(line.inferences_per_second)
+        latency = _NONE if line.latency_ms is None else short(line.latency_ms)
+        ratio = _NONE if line.ratio is None else f"{line.ratio:.3f}"
+        lines.append([line.engine, line.scope, line.scenario, str(line.batch), result, rate, latency, ratio])
+    columns = (
+        "engine",
+        "scope",
+        "scenario",
+        "batch",
+        "LoadGen's result",
+        "images/s",
+        "latency, ms",
+        "over our harness",
+    )
     return table(columns, lines)
 
 

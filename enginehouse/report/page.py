@@ -19,9 +19,11 @@ from enginehouse.report.tables import (
     SCOPES,
     BudgetLine,
     Scaling,
+    ScenarioLine,
     ScopeLine,
     most_efficient,
     scaling,
+    scenario_lines,
     scope_lines,
     within_budget,
 )
@@ -89,6 +91,7 @@ class Page:
     budget: tuple[BudgetLine, ...]
     efficient: tuple[Row, ...]
     scaling: tuple[Scaling, ...]
+    scenarios: tuple[ScenarioLine, ...]
     missing: tuple[MissingMode, ...]
 
     @property
@@ -132,6 +135,7 @@ def gather(
         scopes=scope_lines(results.rows),
         efficient=most_efficient(results.rows),
         scaling=scaling(results.rows),
+        scenarios=scenario_lines(results.loadgen),
         budget=within_budget(results.rows, budget_ms, budget_quantity),
         missing=group_missing(results.not_run),
     )

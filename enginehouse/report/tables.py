@@ -5,11 +5,13 @@ Numbers of different scopes stand in columns of their own and are never compared
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from enginehouse.bench.plan import ALL_GPUS
 from enginehouse.bench.rows import Row
+from enginehouse.errors import InvalidArgumentError
 
 SCOPES = ("engine", "host", "served")
 BUDGET_MS = 7.0
@@ -113,6 +115,52 @@ def scaling(rows: Sequence[Row]) -> tuple[Scaling, ...]:
         if alone and len(alone) == row.gpus:
             found.append(Scaling(row, sum(alone)))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class ScenarioLine:
+    """One of MLPerf's scenarios, as LoadGen judged it. `ratio` is LoadGen's offline throughput over our harness's."""
+
+    engine: str
+    mode: str
+    scope: str
+    scenario: str
+    batch: int
+    valid: bool
+    shortened: bool
+    seconds: float
+    inferences_per_second: float | None
+    latency_ms: float | None
+    ratio: float | None
+    reasons: tuple[str, ...]
+
+
+def scenario_lines(loadgen: Iterable[Mapping[str, Any]]) -> tuple[ScenarioLine, ...]:
+    """LoadGen's results, in the order they were measured.
+
+    Raises:
+        InvalidArgumentError: a line lacks a key.
+    """
+    try:
+        return tuple(
+            ScenarioLine(
+                engine=str(line["engine"]).rpartition("/")[2],
+                mode=str(line["mode"]),
+                scope=str(line["scope"]),
+                scenario=str(line["scenario"]),
+                batch=int(line["batch"]),
+                valid=bool(line["valid"]),
+                shortened=bool(line["shortened"]),
+                seconds=float(line["seconds"]),
+                inferences_per_second=line.get("inferences_per_second"),
+                latency_ms=line.get("latency_ms", line["percentiles_ms"].get("99.00")),
+                ratio=line.get("ratio"),
+                reasons=tuple(line.get("reasons", ())),
+            )
+            for line in loadgen
+        )
+    except KeyError as error:
+        raise InvalidArgumentError(f"loadgen.jsonl: key {error.args[0]!r} is missing") from error
 
 
 def _groups(rows: Sequence[Row]) -> dict[Key, list[Row]]:

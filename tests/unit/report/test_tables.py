@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_fakes import lane, row
 
 from enginehouse.bench.rows import Row
+from enginehouse.bench.store import append_lines
+from enginehouse.errors import InvalidArgumentError
 from enginehouse.report.data import Results
 from enginehouse.report.hardware import hardware_lines
 from enginehouse.report.markdown import table
-from enginehouse.report.tables import most_efficient, scaling, scope_lines, within_budget
+from enginehouse.report.tables import most_efficient, scaling, scenario_lines, scope_lines, within_budget
+from enginehouse.report.write import write_report
 
 
 def mode(name: str, rate: float, batch: int = 1, scope: str = "host", device: str | None = None, **more: Any) -> Row:
@@ -78,3 +82,20 @@ def test_hardware_during_calibration_and_inference() -> None:
 
 def test_markdown_cells_cannot_break_the_table() -> None:
     assert table(("a", "b"), [["1|2", "x\ny"]]).splitlines()[2] == "| 1\\|2 | x y |"
+
+
+def test_loadgens_results_are_shown_as_it_judged_them(tmp_path: Path) -> None:
+    line = {
+        "engine": "projects/default/engines/e-1", "mode": "onnxruntime-cpu-int8", "scope": "host",
+        "scenario": "offline",
+        "batch": 4, "valid": False, "shortened": True, "seconds": 8.0, "inferences_per_second": 38.0, "ratio": 0.98,
+        "percentiles_ms": {"99.00": 900.0}, "reasons": ["Processed too few."],
+    }  # fmt: skip
+    (found,) = scenario_lines([line])
+    assert (found.engine, found.latency_ms, found.ratio) == ("e-1", 900, 0.98)
+    with pytest.raises(InvalidArgumentError, match="'scenario' is missing"):
+        scenario_lines([{name: value for name, value in line.items() if name != "scenario"}])
+    append_lines(tmp_path / "loadgen.jsonl", [line])
+    files = write_report(tmp_path)
+    assert "shortened to 8 s" in files.html.read_text() and "Processed too few." in files.html.read_text()
+    assert "| e-1 | host | offline | 4 | invalid, shortened to 8 s | 38.0 | 900 | 0.980 |" in files.markdown.read_text()
