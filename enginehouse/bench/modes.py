@@ -42,6 +42,12 @@ class Mode:
         return "fp32" if (self.backend, self.precision) == ("tensorflow", "tf32") else self.precision
 
     @property
+    def process(self) -> str:
+        """Modes of one environment and device share a worker process when this is equal: TF32 is a switch of the whole
+        process, and TensorFlow's memory pool is kept away from TensorRT's."""
+        return f"{self.backend} {self.load_options.get('tf32', '')}".strip()
+
+    @property
     def needs_calibration(self) -> bool:
         return self.precision in CALIBRATED_PRECISIONS
 

@@ -30,11 +30,11 @@ class Placed:
 
 
 class Pool:
-    """One worker process for each environment and device; it holds all engines placed there."""
+    """One worker process for each environment, device and kind of process; it holds all engines placed there."""
 
     def __init__(self, workers: Workers, machine: Machine) -> None:
         self._workers, self._machine = workers, machine
-        self._running: dict[tuple[str, str], Worker] = {}
+        self._running: dict[tuple[str, str, str], Worker] = {}
         self._loaded: dict[str, Placed] = {}
         self._environments: dict[str, Environment] = {}
         self._failed: dict[str, EnginehouseError] = {}
@@ -46,7 +46,7 @@ class Pool:
         slot = self._slot(placed)
         try:
             if slot not in self._running:
-                self._running[slot] = await self._workers.start(*slot)
+                self._running[slot] = await self._workers.start(*slot[:2])
             worker = self._running[slot]
             await worker.load(placed.key, placed.directory, warmup=(), options=placed.mode.load_options)
             self._loaded[placed.key] = placed
@@ -67,7 +67,7 @@ class Pool:
 
     def pids(self, devices: Sequence[str]) -> frozenset[int]:
         """Process ids of the workers on these devices."""
-        return frozenset(worker.pid for (_, device), worker in self._running.items() if device in devices)
+        return frozenset(worker.pid for (_, device, _), worker in self._running.items() if device in devices)
 
     async def window(self, placed: Placed, *, batch: int, seconds: float, seed: int, scope: str) -> Window:
         """One window of back-to-back inference.
@@ -133,8 +133,8 @@ class Pool:
             self._loaded.pop(survivor.key, None)
             await self.load(survivor)
 
-    def _slot(self, placed: Placed) -> tuple[str, str]:
-        return self._workers.environment(placed.mode), placed.device
+    def _slot(self, placed: Placed) -> tuple[str, str, str]:
+        return self._workers.environment(placed.mode), placed.device, placed.mode.process
 
 
 async def _close_quietly(worker: Worker) -> None:

@@ -161,7 +161,9 @@ class ProcessWorkers:
     async def start(self, environment: str, device: str) -> ProcessWorker:
         found = self._environments.environment(environment)
         log: list[str] = []  # kept from our standard error; an error that ends the worker quotes its end
-        process = await WorkerProcess.start(found, device, log=log.append)
+        # CUDA's indices as NVML's, so that telemetry's GPU is the worker's.
+        variables = {} if device == "cpu" else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        process = await WorkerProcess.start(found, device, log=log.append, variables=variables)
         versions = {**bench_software(), **await _python(found), **process.backends}
         return ProcessWorker(process, versions)
 

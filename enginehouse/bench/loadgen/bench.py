@@ -101,7 +101,8 @@ async def run_loadgen(
             before = [await ready.window() for _ in range(_WINDOWS)]
             rate = fmean(window.inferences_per_second for window in before)
             chosen = _with_rate(scenario, rate)
-            logs = directory / "loadgen" / f"{published.id}-{plan.target}-{scenario.name}"
+            stamp = utc().replace(":", "").partition(".")[0]
+            logs = directory / "loadgen" / f"{published.id}-{plan.target}-{scenario.name}-{stamp}"
             ran = await run_scenario(
                 chosen, ready.target, logs, samples=SAMPLES, max_batch=plan.batch, in_flight=plan.in_flight
             )
@@ -113,6 +114,15 @@ async def run_loadgen(
             append_lines(directory / LOADGEN, [line])
             lines.append(line)
     return tuple(lines)
+
+
+def agreement(lines: Sequence[Mapping[str, Any]]) -> tuple[float, tuple[float, float] | None] | None:
+    """LoadGen's offline throughput over our harness's: the mean of all offline runs, and its confidence interval where
+    there are several; None without any."""
+    ratios = [float(line["ratio"]) for line in lines if line.get("ratio") is not None]
+    if not ratios:
+        return None
+    return fmean(ratios), confidence_interval(ratios) if len(ratios) > 1 else None
 
 
 def _with_rate(scenario: Scenario, rate: float) -> Scenario:

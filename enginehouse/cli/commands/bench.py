@@ -71,7 +71,8 @@ def loadgen(
     engine: Annotated[str, typer.Argument(help="An engine's id, or MODEL:ALIAS.")],
     directory: Annotated[Path, typer.Option("--out", help="The folder for the results; they are added to it.")],
     scenario: Annotated[
-        list[str] | None, typer.Option(help="single_stream, multi_stream, server or offline; may be repeated; all.")
+        list[str] | None,
+        typer.Option(help="single_stream, multi_stream, server or offline; may be repeated, also the same; all."),
     ] = None,
     target: Annotated[str, typer.Option(help="worker: the engine in a process here; service: over gRPC.")] = "worker",
     batch: Annotated[int, typer.Option(help="Samples that go to the engine at once.", min=1)] = 8,
@@ -110,6 +111,9 @@ def loadgen(
     else:
         columns = ("SCENARIO", "RESULT", "IMAGES/S", "LATENCY MS", "HARNESS IMAGES/S", "RATIO", "SECONDS")
         print_table(columns, [_scenario_line(line) for line in lines], empty="no scenario")
+        if (agreement := module.agreement(lines)) is not None and agreement[1] is not None:
+            ratio, (low, high) = agreement
+            say(f"offline throughput, LoadGen over our harness: {ratio:.3f} ({low:.3f} to {high:.3f})")
     if not all(line["valid"] for line in lines):
         raise typer.Exit(FAILURE)
 

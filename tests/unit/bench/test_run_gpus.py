@@ -47,6 +47,19 @@ async def test_each_gpu_and_all_at_once(tmp_path: Path) -> None:
     assert len(workers.started) == 5, "one process for each environment and device"
 
 
+async def test_modes_that_switch_the_whole_process_have_one_each(tmp_path: Path) -> None:
+    workers = FakeWorkers()
+    modes = "[tensorflow-gpu-fp32, tensorflow-gpu-tf32, tf-trt-int8]"
+    text = SUITE.replace("[tensorrt-int8, tf-trt-int8, onnxruntime-cpu-fp32]", modes).replace(
+        "[engine, host]", "[host]"
+    )
+    await execute(parse_suite(text, "t"), tmp_path / "r", Seams(FakeEngines(), workers), machine=machine(1))
+    assert len(rows(tmp_path / "r")) == len(workers.started) == 3
+    assert [sorted(worker.loaded) for worker in workers.started] == [
+        ["tensorflow-gpu-fp32@gpu:0"], ["tensorflow-gpu-tf32@gpu:0"], ["tf-trt-int8@gpu:0"],
+    ]  # fmt: skip
+
+
 async def test_a_point_beside_another_process_is_flagged(tmp_path: Path) -> None:
     workers, telemetry, engines = FakeWorkers(), FakeTelemetry(gpu=True), FakeEngines()
     telemetry.processes = [100, 4242]  # the worker's, and another
