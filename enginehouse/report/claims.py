@@ -13,7 +13,7 @@ from enum import Enum
 from enginehouse.bench.rows import Row
 from enginehouse.paper.facts import Claim, Paper
 from enginehouse.report.data import Results
-from enginehouse.report.ratios import Ratio, pairs
+from enginehouse.report.ratios import Ratio, pairs, same_problem
 
 RATIO_TOLERANCE = 0.25
 SAME_TOLERANCE = 0.05
@@ -66,7 +66,7 @@ def missing(claim: Claim, results: Results, modes: Sequence[str], model: str = R
     have = {row.lane.mode for row in results.rows if row.lane.model == model and row.lane.scope in SCOPES}
     absent = [mode for mode in modes if mode not in have]
     if not absent:
-        return Judgement(claim, Verdict.NOT_TESTABLE, f"no rows of {' and '.join(modes)} were measured interleaved")
+        return Judgement(claim, Verdict.NOT_TESTABLE, f"{' and '.join(modes)} have no batch size in common")
     reasons = []
     for mode in absent:
         reason = next((entry.reason for entry in results.not_run if entry.lane.mode == mode), None)
@@ -109,6 +109,9 @@ def ratio_of(mode: str, base: str, *, lower_latency: bool = False) -> Rule:
 
     def rule(claim: Claim, paper: Paper, results: Results) -> Judgement:
         found = pairs(results.rows, RESNET, mode, base, SCOPES)
+        apart = not found
+        if apart:
+            found = pairs(results.rows, RESNET, mode, base, SCOPES, fit=same_problem)
         if not found or claim.ratio is None:
             return missing(claim, results, (mode, base))
         implied = implied_batch(paper, (mode, base))
@@ -118,6 +121,7 @@ def ratio_of(mode: str, base: str, *, lower_latency: bool = False) -> Rule:
             chosen, where = max(found, key=lambda ratio: ratio.row.inferences_per_second), f"where {mode} is fastest"
         reached = near(claim.ratio, chosen.low, chosen.high)
         why = f"{chosen.text} at batch {chosen.row.lane.batch}, {where} ({_over(found)})"
+        why += "; measured apart, not in turns" if apart else ""
         ordered = True
         if lower_latency:
             ours, theirs = chosen.row.latency_ms.mean, chosen.base.latency_ms.mean

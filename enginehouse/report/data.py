@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,15 @@ from enginehouse.bench import store
 from enginehouse.bench.rows import Lane, NotRun, Row
 from enginehouse.bench.telemetry import timestamp
 from enginehouse.errors import InvalidArgumentError, NotFoundError
+from enginehouse.report.script_rows import is_script_row, suite_environment, suite_row
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run left: rows in the order of suite and batch, the rest as JSON objects."""
+    """What a run left: rows in the order of suite and batch, the rest as JSON objects.
+
+    `left_out` counts rows that have no latencies: of a script, with several instances at once.
+    """
 
     rows: tuple[Row, ...]
     not_run: tuple[NotRun, ...]
@@ -27,6 +31,7 @@ class Results:
     engines: tuple[Mapping[str, Any], ...]
     windows: tuple[Mapping[str, Any], ...] = ()
     loadgen: tuple[Mapping[str, Any], ...] = ()
+    left_out: int = 0
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -52,33 +57,67 @@ class Results:
         return machine
 
 
-def load_results(directory: Path) -> Results:
-    """Read a results directory.
+def load_results(source: Path, more: Sequence[Path] = ()) -> Results:
+    """Read results: a directory as a run left it, or a file of rows with the rest beside it.
+
+    Args:
+        more: other results of the same machine; of a point that two have, the last counts.
 
     Raises:
-        NotFoundError: it is none: it has neither rows nor a run nor LoadGen's results.
+        NotFoundError: one is none: it has neither rows nor a run nor LoadGen's results.
         InvalidArgumentError: a file in it cannot be read; names the file.
     """
-    if not any((directory / name).is_file() for name in (store.ROWS, store.RUN, store.LOADGEN)):
-        raise NotFoundError(f"{directory} holds no results: neither {store.ROWS} nor {store.RUN} is there")
-    newest: dict[Lane, Row] = {}
-    for number, value in enumerate(store.read_lines(directory / store.ROWS), 1):
-        try:
-            row = Row.from_json(value)
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(f"{store.ROWS} line {number}: {error.message}") from error
-        newest[row.lane] = row  # the same lane measured again replaces
-    run = _object(directory / store.RUN)
+    parts = [_load(path) for path in (source, *more)]
+    newest = {row.lane: row for part in parts for row in part.rows}
+    run = parts[0].run
     return Results(
-        rows=tuple(sorted(newest.values(), key=_order(run, [row.lane for row in newest.values()]))),
-        not_run=tuple(NotRun.from_json(value) for value in store.read_lines(directory / store.NOT_RUN)),
-        environments=_object(directory / store.ENVIRONMENTS),
+        rows=tuple(sorted(newest.values(), key=_order(run, list(newest)))),
+        not_run=tuple(
+            {entry.lane: entry for part in parts for entry in part.not_run if entry.lane not in newest}.values()
+        ),
+        environments={digest: found for part in parts for digest, found in part.environments.items()},
         run=run,
+        phases=parts[0].phases,
+        samples=parts[0].samples,
+        engines=tuple(engine for part in parts for engine in part.engines),
+        windows=parts[0].windows,
+        loadgen=tuple(line for part in parts for line in part.loadgen),
+        left_out=sum(part.left_out for part in parts),
+    )
+
+
+def _load(source: Path) -> Results:
+    directory, rows_file = (source.parent, source) if source.is_file() else (source, source / store.ROWS)
+    if not rows_file.is_file() and not any((directory / name).is_file() for name in (store.RUN, store.LOADGEN)):
+        raise NotFoundError(f"{source} holds no results: neither {store.ROWS} nor {store.RUN} is there")
+    rows, left_out, scripts = [], 0, False
+    for number, value in enumerate(store.read_lines(rows_file), 1):
+        try:
+            if not is_script_row(value):
+                rows.append(Row.from_json(value))
+                continue
+            scripts = True
+            made = suite_row(value)
+            if made is None:
+                left_out += 1
+            else:
+                rows.append(Row.from_json(made))
+        except (KeyError, InvalidArgumentError) as error:
+            why = error.message if isinstance(error, InvalidArgumentError) else f"key {error.args[0]!r} is missing"
+            raise InvalidArgumentError(f"{rows_file.name} line {number}: {why}") from error
+    # The samples of a script's collector have a form of their own.
+    samples = [sample for sample in store.read_lines(directory / store.TELEMETRY) if "time" in sample and not scripts]
+    return Results(
+        rows=tuple(rows),
+        not_run=tuple(NotRun.from_json(value) for value in store.read_lines(directory / store.NOT_RUN)),
+        environments={key: suite_environment(facts) for key, facts in _object(directory / store.ENVIRONMENTS).items()},
+        run=_object(directory / store.RUN),
         phases=tuple(store.read_lines(directory / store.PHASES)),
-        samples=tuple(store.read_lines(directory / store.TELEMETRY)),
+        samples=tuple(samples),
         engines=tuple(store.read_lines(directory / store.ENGINES)),
         windows=tuple(store.read_lines(directory / store.WINDOWS)),
         loadgen=tuple(store.read_lines(directory / store.LOADGEN)),
+        left_out=left_out,
     )
 
 

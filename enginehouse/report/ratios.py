@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from enginehouse.bench.rows import Row
@@ -63,16 +63,28 @@ def _relative_half_width(row: Row) -> float:
 
 def comparable(row: Row, base: Row) -> bool:
     """Whether the two were measured in turn, in the same round, on the same problem."""
-    return (
-        row.round is not None
-        and row.round == base.round
-        and (row.lane.model, row.lane.scope, row.lane.batch, row.lane.concurrency)
-        == (base.lane.model, base.lane.scope, base.lane.batch, base.lane.concurrency)
+    return row.round is not None and row.round == base.round and same_problem(row, base)
+
+
+def same_problem(row: Row, base: Row) -> bool:
+    """Whether the two are of one model, scope, batch size and number of requests in flight."""
+    return (row.lane.model, row.lane.scope, row.lane.batch, row.lane.concurrency) == (
+        base.lane.model,
+        base.lane.scope,
+        base.lane.batch,
+        base.lane.concurrency,
     )
 
 
-def pairs(rows: Iterable[Row], model: str, mode: str, base: str, scopes: Sequence[str]) -> tuple[Ratio, ...]:
-    """`mode` against `base` on a model, one ratio for each comparable pair, in the first of `scopes` that has any.
+def pairs(
+    rows: Iterable[Row],
+    model: str,
+    mode: str,
+    base: str,
+    scopes: Sequence[str],
+    fit: Callable[[Row, Row], bool] = comparable,
+) -> tuple[Ratio, ...]:
+    """`mode` against `base` on a model, one ratio for each pair that fits, in the first of `scopes` that has any.
 
     Of several devices, a mode's first counts.
     """
@@ -81,7 +93,7 @@ def pairs(rows: Iterable[Row], model: str, mode: str, base: str, scopes: Sequenc
         found: dict[tuple[int, int], Ratio] = {}
         for row in known:
             for other in known:
-                if (row.lane.mode, other.lane.mode, row.lane.scope) == (mode, base, scope) and comparable(row, other):
+                if (row.lane.mode, other.lane.mode, row.lane.scope) == (mode, base, scope) and fit(row, other):
                     found.setdefault((row.lane.batch, row.lane.concurrency), Ratio(row, other))
         if found:
             return tuple(found.values())

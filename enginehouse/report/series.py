@@ -100,9 +100,13 @@ def phases(results: Results) -> tuple[Phase, ...]:
 
 def absent(results: Results) -> tuple[str, ...]:
     """In plain words, what this machine does not report."""
+    left_out = (f"{results.left_out} rows without latencies",) if results.left_out else ()
     if not results.samples:
-        return (str(results.run.get("telemetry_missing") or "no telemetry was recorded"),)
-    words = []
+        return (
+            *left_out,
+            str(results.run.get("telemetry_missing") or "no telemetry was recorded"),
+        )
+    words = list(left_out)
     if not any(sample.get("gpus") for sample in results.samples):
         machines = [environment.get("machine", {}) for environment in results.environments.values()]
         reason = next(

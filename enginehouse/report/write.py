@@ -41,15 +41,17 @@ def write_report(
     budget_quantity: str = "p99",
     paper: Paper | None = None,
     against: Sequence[Path] = (),
+    more: Sequence[Path] = (),
 ) -> ReportFiles:
     """Write the report of a results directory.
 
     Args:
-        directory: as `run_suite` left it, finished or interrupted.
-        output: where to write; `directory` by default. Existing reports there are replaced.
+        directory: as `run_suite` left it, finished or interrupted; or a file of rows with the rest beside it.
+        output: where to write; the directory by default. Existing reports there are replaced.
         budget_ms: the latency budget of "best throughput within a latency budget", milliseconds.
         budget_quantity: which latency must stay within it: "mean", "p50", "p90", "p95", "p99" or "max".
         paper: the facts to hold the run against; the packaged ones by default.
+        more: other results of the same machine, to be one with these.
         against: results directories of other servers, to stand beside this one's as the paper compares servers.
 
     Returns:
@@ -67,9 +69,9 @@ def write_report(
         )
     if not budget_ms > 0:
         raise InvalidArgumentError(f"latency budget {budget_ms!r}: expected a positive number of milliseconds")
-    others = {other.resolve().name: load_results(other) for other in against}
-    page = gather(load_results(directory), paper or load_paper(), budget_ms, budget_quantity, others)
-    target = output or directory
+    others = {other.resolve().stem: load_results(other) for other in against}
+    page = gather(load_results(directory, more), paper or load_paper(), budget_ms, budget_quantity, others)
+    target = output or (directory.parent if directory.is_file() else directory)
     plots = target / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(

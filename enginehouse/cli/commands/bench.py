@@ -151,8 +151,11 @@ def compare(
 
 
 def _report(
-    directory: Annotated[Path, typer.Argument(help="A benchmark's results.")],
+    directory: Annotated[Path, typer.Argument(help="A benchmark's results: a folder, or a file of rows.")],
     output: Annotated[Path | None, typer.Option("--out", help="Where to write; the results' folder.")] = None,
+    more: Annotated[
+        list[Path] | None, typer.Option("--with", help="More results of the same machine; may be repeated.")
+    ] = None,
     latency_budget: Annotated[
         str | None, typer.Option(help="Of the table of best throughputs, such as 7ms or 0.5s; 7ms.")
     ] = None,
@@ -172,7 +175,7 @@ def _report(
         options["budget_ms"] = milliseconds(latency_budget)
     if budget_quantity is not None:
         options["budget_quantity"] = budget_quantity
-    files = write_report(directory, output=output, against=against or (), **options)
+    files = write_report(directory, output=output, more=more or (), against=against or (), **options)
     print_json(files) if json else say(f"wrote {files.html}")
 
 

@@ -62,17 +62,15 @@ def test_ratios(claim: str, numerator: str, base: str, claimed: float) -> None:
         assert failed.verdict is Verdict.REFUTED and f"{claimed:g}x" in failed.why
 
 
-def test_a_ratio_needs_interleaved_rows_of_one_batch_and_scope() -> None:
+def test_a_ratio_is_of_one_batch_and_scope_and_says_when_it_was_not_measured_in_turns() -> None:
     base, fast = mode("tensorflow-cpu-fp32", 10), mode("tensorflow-gpu-fp32", 120)
-    for other in (
-        replace(fast, round="another"),
-        replace(fast, round=None),
-        mode("tensorflow-gpu-fp32", 120, batch=2),
-        mode("tensorflow-gpu-fp32", 120, scope="served"),
-    ):
+    for other in (mode("tensorflow-gpu-fp32", 120, batch=2), mode("tensorflow-gpu-fp32", 120, scope="served")):
         assert verdict("C4", results(base, other)).verdict is Verdict.NOT_TESTABLE
     served = mode("tensorflow-cpu-fp32", 10, scope="served"), mode("tensorflow-gpu-fp32", 120, scope="served")
     assert verdict("C4", results(*served)).verdict is Verdict.NOT_TESTABLE
+    assert "in turns" not in verdict("C4", results(base, fast)).why
+    for other in (replace(fast, round="another"), replace(fast, round=None)):
+        assert "measured apart, not in turns" in verdict("C4", results(base, other)).why
 
 
 def test_native_must_have_the_lower_latency_too() -> None:

@@ -1,0 +1,86 @@
+"""Rows and environments of the scripts under `benchmarks/`, as those of a suite. Pure.
+
+The scripts run where only a framework's environment is (no service, no SDK), and write the project's rows with some
+differences: a product's name for the device, upper-case precisions, a "sitting" in place of rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from enginehouse.bench.modes import mode_name
+from enginehouse.bench.plan import ALL_GPUS
+
+# Runtimes that are what a mode's name says; others have it in theirs.
+_OWN_RUNTIMES = ("", "engine", "worker")
+
+
+def is_script_row(value: Mapping[str, Any]) -> bool:
+    """Whether a row is of a script: they name its variant."""
+    return "variant" in value
+
+
+def suite_row(value: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The row in the suite's form, or None for one that has no latencies: of several instances at once.
+
+    Raises:
+        KeyError: it lacks what every row has.
+    """
+    latency = value.get("latency_ms")
+    if not latency:
+        return None
+    row = {name: item for name, item in value.items() if name not in ("device", "mode", "interval_of")}
+    row["precision"] = str(value["precision"]).lower()
+    row["device"] = _device(value)
+    row["mode"] = _mode(value, row["precision"], row["device"])
+    row["latency_ms"] = {**latency, **{name: latency.get(name, latency["p99"]) for name in ("p95", "max")}}
+    row.setdefault("stable", False)
+    row.setdefault("environment", "")
+    row.setdefault("time", "")
+    clocks = value.get("clocks_mhz")
+    if isinstance(clocks, Mapping):
+        row["clocks_mhz"] = clocks.get("sm")
+        if row["clocks_mhz"] is None:
+            del row["clocks_mhz"]
+    accuracy = value.get("accuracy")
+    if isinstance(accuracy, Mapping):
+        row["accuracy"] = {"data": "synthetic", **accuracy}
+    if "sitting" in value:  # what a sitting measures of a network at a batch size goes in turns
+        row.setdefault("round", f"{value['sitting']}/{value['model']}/{value['scope']}/{value['batch']}")
+    return row
+
+
+def suite_environment(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment in the suite's form: machine and software; one that has it already stays."""
+    if "machine" in facts:
+        return dict(facts)
+    machine: dict[str, Any] = {"gpus": {"devices": []}}
+    for name, key in (("cpu", "cpu"), ("cores", "usable_cores"), ("os", "os")):
+        if name in facts:
+            machine[key] = facts[name]
+    if facts.get("gpu"):
+        gpu = {"index": 0, "product": str(facts["gpu"])}
+        if facts.get("compute_capability"):
+            gpu["compute_capability"] = str(facts["compute_capability"])
+        machine["gpus"] = {"devices": [gpu], **({"driver": facts["driver"]} if facts.get("driver") else {})}
+    known = {"cpu", "cores", "os", "gpu", "driver", "power_limit", "compute_capability"}
+    software = {name: str(value) for name, value in facts.items() if name not in known and isinstance(value, str | int)}
+    return {"machine": machine, "software": software, "scope_of": "worker"}
+
+
+def _device(value: Mapping[str, Any]) -> str:
+    given = value.get("device")
+    if isinstance(given, str) and (given in ("cpu", "gpu", ALL_GPUS) or given.startswith("gpu:")):
+        return given
+    mode = str(value.get("mode", ""))
+    on_cpu = "-cpu-" in mode or (not mode and value.get("backend") == "onnxruntime")
+    return "cpu" if on_cpu else "gpu:0"
+
+
+def _mode(value: Mapping[str, Any], precision: str, device: str) -> str:
+    if value.get("mode"):
+        return str(value["mode"])
+    name = mode_name(str(value["backend"]), device, precision)
+    runtime = str(value.get("runtime", ""))
+    return name if runtime in _OWN_RUNTIMES or runtime == value["backend"] else f"{name}-{runtime}"

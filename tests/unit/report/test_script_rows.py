@@ -1,0 +1,76 @@
+"""Rows of the scripts under benchmarks/ in a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_data import write_results
+
+from enginehouse.bench.store import append_lines
+from enginehouse.errors import InvalidArgumentError
+from enginehouse.report.data import load_results
+from enginehouse.report.write import write_report
+
+# As benchmarks/tensorrt_speed and benchmarks/tf_trt write them.
+NATIVE: dict[str, Any] = {
+    "model": "resnet_v1_50", "variant": "resnet_v1_50-int8", "backend": "tensorrt", "runtime": "plan",
+    "precision": "INT8", "batch": 8, "scope": "host", "instances": 1, "cuda_graph": True,
+    "inferences_per_second": 27000.0, "interval": [26800.0, 27100.0], "stable": True, "power_w": 300.0,
+    "clocks_mhz": {"sm": 1980, "memory": 3201}, "throttled": False, "latency_ms": {"mean": 0.3, "p50": 0.3, "p90": 0.31, "p99": 0.33},
+    "device": "NVIDIA H200", "sitting": "s1", "environment": "abc", "time": "t", "accuracy": {"sqnr_db": 34.0},
+}  # fmt: skip
+TF_TRT = {
+    **NATIVE, "variant": "resnet_v1_50-tf-trt-int8", "mode": "tf-trt-int8", "backend": "tf-trt", "runtime": "worker",
+    "inferences_per_second": 10000.0, "interval": [9900.0, 10100.0], "sitting": "s2",
+    "latency_ms": {"mean": 0.8, "p50": 0.8, "p90": 0.8, "p95": 0.8, "p99": 0.9, "max": 1.0},
+}  # fmt: skip
+CPU = {**TF_TRT, "mode": "tensorflow-cpu-fp32", "backend": "tensorflow", "precision": "FP32", "device": "Intel Xeon"}
+FACTS = {"cpu": "Intel Xeon", "cores": 16, "gpu": "NVIDIA H200", "driver": "580", "tensorrt": "8.6.0"}
+
+
+def write(directory: Path, *rows: dict[str, Any]) -> Path:
+    directory.mkdir()
+    append_lines(directory / "rows.jsonl", rows)
+    (directory / "environments.json").write_text(json.dumps({"abc": FACTS}))
+    return directory
+
+
+def test_a_scripts_rows_are_those_of_a_suite(tmp_path: Path) -> None:
+    several = {name: value for name, value in NATIVE.items() if name != "latency_ms"} | {"instances": 3}
+    implicit = {**NATIVE, "variant": "implicit", "runtime": "implicit"}
+    found = load_results(write(tmp_path / "a", NATIVE, TF_TRT, CPU, several, implicit))
+    lanes = {(row.lane.mode, row.lane.precision, row.lane.device) for row in found.rows}
+    assert lanes == {
+        ("tensorrt-int8", "int8", "gpu:0"), ("tf-trt-int8", "int8", "gpu:0"), ("tensorflow-cpu-fp32", "fp32", "cpu"),
+        ("tensorrt-int8-implicit", "int8", "gpu:0"),
+    }  # fmt: skip
+    native = next(row for row in found.rows if row.lane.mode == "tensorrt-int8")
+    assert native.clocks_mhz == 1980 and native.latency_ms.p95 == 0.33 and native.per_joule == 90
+    assert found.left_out == 1 and found.machine(native)["gpus"]["devices"][0]["product"] == "NVIDIA H200"
+
+
+def test_results_of_one_machine_make_one_report(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a", TF_TRT, CPU), write(tmp_path / "b", NATIVE)
+    (second / "rows.jsonl").rename(second / "paper.jsonl")
+    files = write_report(first, more=[second / "paper.jsonl"], output=tmp_path / "out")
+    claims = {claim["id"]: claim for claim in json.loads(files.json.read_text())["claims"]}
+    assert claims["C3"]["verdict"] == "confirmed" and "measured apart" in claims["C3"]["why"]
+    assert claims["C3"]["measured_ratio"] == pytest.approx(2.7)
+    assert claims["C5"]["measured_ratio"] == pytest.approx(2.7)
+    alone = write_report(second / "paper.jsonl")
+    assert alone.html.parent == second and "NVIDIA H200" in alone.html.read_text()
+
+
+def test_a_measured_point_is_not_missing(tmp_path: Path) -> None:
+    write_results(tmp_path / "cpu", telemetry=False)
+    merged = load_results(tmp_path / "cpu", [write(tmp_path / "gpu", {**NATIVE, "batch": 1})])
+    assert all((entry.lane.mode, entry.lane.batch) != ("tensorrt-int8", 1) for entry in merged.not_run)
+    assert len(merged.not_run) == 5
+
+
+def test_a_row_that_lacks_something_says_which(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="rows.jsonl line 1: key 'precision' is missing"):
+        load_results(write(tmp_path / "a", {name: value for name, value in NATIVE.items() if name != "precision"}))
