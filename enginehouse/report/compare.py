@@ -12,14 +12,13 @@ from typing import Any
 
 from enginehouse.bench.rows import Row, present
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
-from enginehouse.report.data import Results, load_results
+from enginehouse.report.data import Results, load_results, point_of
 from enginehouse.report.figures import PALETTE, Plot
 from enginehouse.report.plots import Line, lines_plot
 from enginehouse.report.ratios import Ratio
 from enginehouse.report.tables import SCOPES
 
 _DASHES = (None, (5.0, 2.0), (2.0, 1.5), (6.0, 2.0, 1.5, 2.0))
-Point = tuple[str, str, str, str, int, int]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def compare(sets: Mapping[str, Results]) -> Comparison:
     Raises:
         FailedPreconditionError: they have none in common.
     """
-    by_point = [{_point(row): row for row in results.rows} for results in sets.values()]
+    by_point = [{point_of(row.lane): row for row in results.rows} for results in sets.values()]
     every = dict.fromkeys(point for rows in by_point for point in rows)
     shared = [point for point in every if sum(point in rows for rows in by_point) > 1]
     if not shared:
@@ -155,8 +154,3 @@ def comparison_plots(comparison: Comparison) -> tuple[Plot, ...]:
         stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{model}-{mode}-{scope}")
         plots.append(lines_plot(f"compare-{stem}", f"{model}, {mode} on {first[0]} ({scope}; runs apart)", lines))
     return tuple(plots)
-
-
-def _point(row: Row) -> Point:
-    lane = row.lane
-    return lane.model, lane.mode, lane.device, lane.scope, lane.batch, lane.concurrency

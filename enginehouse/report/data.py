@@ -69,12 +69,11 @@ def load_results(source: Path, more: Sequence[Path] = ()) -> Results:
     """
     parts = [_load(path) for path in (source, *more)]
     newest = {row.lane: row for part in parts for row in part.rows}
+    measured = {point_of(lane) for lane in newest}
     run = parts[0].run
     return Results(
         rows=tuple(sorted(newest.values(), key=_order(run, list(newest)))),
-        not_run=tuple(
-            {entry.lane: entry for part in parts for entry in part.not_run if entry.lane not in newest}.values()
-        ),
+        not_run=tuple(entry for part in parts for entry in part.not_run if point_of(entry.lane) not in measured),
         environments={digest: found for part in parts for digest, found in part.environments.items()},
         run=run,
         phases=parts[0].phases,
@@ -84,6 +83,11 @@ def load_results(source: Path, more: Sequence[Path] = ()) -> Results:
         loadgen=tuple(line for part in parts for line in part.loadgen),
         left_out=sum(part.left_out for part in parts),
     )
+
+
+def point_of(lane: Lane) -> tuple[str, str, str, str, int, int]:
+    """What two results of one point have in common: model, mode, device, scope, batch size and requests in flight."""
+    return lane.model, lane.mode, lane.device, lane.scope, lane.batch, lane.concurrency
 
 
 def _load(source: Path) -> Results:

@@ -16,10 +16,11 @@ from enginehouse.report.write import write_report
 
 # As benchmarks/tensorrt_speed and benchmarks/tf_trt write them.
 NATIVE: dict[str, Any] = {
-    "model": "resnet_v1_50", "variant": "resnet_v1_50-int8", "backend": "tensorrt", "runtime": "plan",
+    "model": "resnet_v1_50", "variant": "resnet_v1_50-int8", "backend": "tensorrt", "runtime": "engine",
     "precision": "INT8", "batch": 8, "scope": "host", "instances": 1, "cuda_graph": True,
     "inferences_per_second": 27000.0, "interval": [26800.0, 27100.0], "stable": True, "power_w": 300.0,
-    "clocks_mhz": {"sm": 1980, "memory": 3201}, "throttled": False, "latency_ms": {"mean": 0.3, "p50": 0.3, "p90": 0.31, "p99": 0.33},
+    "clocks_mhz": {"sm": 1980, "memory": 3201}, "throttled": False,
+    "latency_ms": {"mean": 0.3, "p50": 0.3, "p90": 0.31, "p99": 0.33},
     "device": "NVIDIA H200", "sitting": "s1", "environment": "abc", "time": "t", "accuracy": {"sqnr_db": 34.0},
 }  # fmt: skip
 TF_TRT = {
@@ -72,5 +73,5 @@ def test_a_measured_point_is_not_missing(tmp_path: Path) -> None:
 
 
 def test_a_row_that_lacks_something_says_which(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="rows.jsonl line 1: key 'precision' is missing"):
+    with pytest.raises(InvalidArgumentError, match=r"rows.jsonl line 1: key 'precision' is missing"):
         load_results(write(tmp_path / "a", {name: value for name, value in NATIVE.items() if name != "precision"}))
