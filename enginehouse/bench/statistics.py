@@ -153,6 +153,20 @@ def confidence_interval(values: Sequence[float], confidence: float = CONFIDENCE)
     return mean - half, mean + half
 
 
+def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+    """Interval of the median from order statistics, for any distribution: the narrowest pair of values, equally far
+    from both ends, that covers it with `confidence`. None when even the extremes do not: fewer than six values for 95
+    %."""
+    ordered, count = sorted(values), len(values)
+    below, found = 0.0, None
+    for rank in range(count // 2):
+        below += math.comb(count, rank) / 2**count  # that the median lies outside, on one side
+        if 1 - 2 * below < confidence:
+            break
+        found = ordered[rank], ordered[count - 1 - rank]
+    return found
+
+
 def student_t(confidence: float, freedom: int) -> float:
     """The two-sided critical value of Student's t: exact for 1 and 2 degrees of freedom, else by Cornish and Fisher's
     expansion (Abramowitz and Stegun 26.7.5), within 0.5 % from 3 degrees on.

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from enginehouse.bench.environment import Environment, read_machine, speed_settings
@@ -23,7 +23,7 @@ from enginehouse.bench.rows import present
 from enginehouse.bench.sdk import ProcessWorkers, SdkServing, to_engine
 from enginehouse.bench.seams import Engine
 from enginehouse.bench.served import closed_loop
-from enginehouse.bench.statistics import Window, confidence_interval
+from enginehouse.bench.statistics import Window, confidence_interval, median_interval
 from enginehouse.bench.store import ENVIRONMENTS, LOADGEN, append_lines, replace_text
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
 from enginehouse.workers.environments import WorkerEnvironments
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 TARGETS = {"worker": "host", "service": "served"}
 SAMPLES = 64
-_WINDOWS, _WINDOW_SECONDS = 5, 1.0
+# Our harness before and after a scenario, as long as it together: what else the machine does falls on both.
+_WINDOWS, _LONGEST_WINDOW = 5, 1.0
 # The server scenario's rate where none is given, as a share of what our harness measured.
 _SERVER_SHARE = 0.5
 # LoadGen's one offline query is of expected rate times duration: a little more, so that it lasts long enough.
@@ -57,7 +58,7 @@ class _Open:
     """An engine that is ready: `window` is our harness on it."""
 
     target: Target
-    window: Callable[[], Awaitable[Window]]
+    window: Callable[[float], Awaitable[Window]]
     software: Mapping[str, str]
 
 
@@ -98,7 +99,8 @@ async def run_loadgen(
         _add_environment(directory, environment)
         for scenario in plan.scenarios:
             say(f"{scenario.name} on {engine.name} ({plan.target})")
-            before = [await ready.window() for _ in range(_WINDOWS)]
+            length = min(_LONGEST_WINDOW, scenario.seconds / 2 / _WINDOWS)
+            before = [await ready.window(length) for _ in range(_WINDOWS)]
             rate = fmean(window.inferences_per_second for window in before)
             chosen = _with_rate(scenario, rate)
             stamp = utc().replace(":", "").partition(".")[0]
@@ -108,7 +110,7 @@ async def run_loadgen(
             )
             for unused in ("mlperf_log_accuracy.json", "mlperf_log_trace.json"):
                 (logs / unused).unlink(missing_ok=True)
-            windows = before + [await ready.window() for _ in range(_WINDOWS)]
+            windows = before + [await ready.window(length) for _ in range(_WINDOWS)]
             line = _line(chosen, plan, engine, ran, windows, logs.relative_to(directory))
             line["environment"] = environment.digest
             append_lines(directory / LOADGEN, [line])
@@ -117,12 +119,11 @@ async def run_loadgen(
 
 
 def agreement(lines: Sequence[Mapping[str, Any]]) -> tuple[float, tuple[float, float] | None] | None:
-    """LoadGen's offline throughput over our harness's: the mean of all offline runs, and its confidence interval where
-    there are several; None without any."""
+    """LoadGen's offline throughput over our harness's: the median of all offline runs, and its 95 % interval by order
+    statistics where there are six at least; None without any. A median, since one burst of other work spoils one
+    run."""
     ratios = [float(line["ratio"]) for line in lines if line.get("ratio") is not None]
-    if not ratios:
-        return None
-    return fmean(ratios), confidence_interval(ratios) if len(ratios) > 1 else None
+    return (median(ratios), median_interval(ratios)) if ratios else None
 
 
 def _with_rate(scenario: Scenario, rate: float) -> Scenario:
@@ -163,8 +164,8 @@ async def _in_worker(engine: Engine, path: Path, plan: Plan, samples: Mapping[st
     try:
         await worker.load("engine", path, warmup=(1, plan.batch), options={})
 
-        async def window() -> Window:
-            found = await worker.measure("engine", batch=plan.batch, seconds=_WINDOW_SECONDS, seed=0, scope="host")
+        async def window(seconds: float) -> Window:
+            found = await worker.measure("engine", batch=plan.batch, seconds=seconds, seed=0, scope="host")
             return Window(tuple(found.latencies_ns), found.wall_ns, found.inferences, found.cpu_ns)
 
         yield _Open(WorkerTarget(worker.process, "engine", samples), window, dict(worker.software))
@@ -184,10 +185,10 @@ async def _served(client: AsyncClient, engine: Engine, plan: Plan, samples: Mapp
     try:
         target = ServiceTarget(serving, name, samples)
 
-        async def window() -> Window:
+        async def window(seconds: float) -> Window:
             batch = [index % SAMPLES for index in range(plan.batch)]
             return await closed_loop(
-                lambda: target.infer(batch), concurrency=plan.in_flight, seconds=_WINDOW_SECONDS, batch=plan.batch
+                lambda: target.infer(batch), concurrency=plan.in_flight, seconds=seconds, batch=plan.batch
             )
 
         yield _Open(target, window, await serving.software())

@@ -10,6 +10,7 @@ from enginehouse.bench.statistics import (
     agree,
     confidence_interval,
     latency_of,
+    median_interval,
     percentile,
     settled,
     student_t,
@@ -99,3 +100,10 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
 def test_a_window_without_calls_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one call"):
         Window((), 10, 0)
+
+
+def test_the_medians_interval_is_that_of_the_binomial_tables() -> None:
+    # Ranks of the 95 % interval: 1 and 6 of 6, 2 and 9 of 10, 6 and 15 of 20.
+    for count, low in ((6, 1), (10, 2), (20, 6)):
+        assert median_interval([float(n) for n in range(count, 0, -1)]) == (low, count + 1 - low)
+    assert median_interval([1.0] * 5) is None and median_interval([]) is None
