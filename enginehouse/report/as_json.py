@@ -41,6 +41,9 @@ def to_json(page: Page) -> dict[str, Any]:
             {**_point(found.row), "alone": found.alone, "efficiency": found.efficiency} for found in page.scaling
         ],
         "loadgen": list(results.loadgen),
+        "accuracy": [
+            present({**dataclasses.asdict(line), "reached": line.reached}) for line in page.accuracies
+        ],
         "hardware": [
             present(
                 {

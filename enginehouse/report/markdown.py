@@ -28,6 +28,8 @@ def summary(page: Page) -> str:
             _budget(page),
         ]
         parts += ["## Highest throughput of each mode", _best(page)]
+    if page.accuracies:
+        parts += ["## Accuracy", _accuracy(page)]
     if page.efficient:
         parts += ["## Energy", _energy(page)]
     if page.scaling:
@@ -127,6 +129,22 @@ def _rate(row: Row | None) -> str:
         f"{short(row.inferences_per_second)} ({short(row.interval[0])} to {short(row.interval[1])}), {row.lane.batch}"
     )
     return f"{text}; {', '.join(flags)}" if flags else text
+
+
+def _accuracy(page: Page) -> str:
+    lines = []
+    for line in page.accuracies:
+        found = line.accuracy
+        bar = _NONE if line.reached is None else "reached" if line.reached else "missed"
+        top = [_percent(value) for value in (found.top1, found.top5, found.reference_top1, line.of_reference)]
+        sqnr = _NONE if found.sqnr_db is None else f"{found.sqnr_db:.1f}"
+        lines.append([line.model, line.mode, found.data, *top, bar, sqnr])
+    columns = ("model", "mode", "data", "top-1", "top-5", "FP32 top-1", "of FP32", "99 % of FP32", "SQNR, dB")
+    return table(columns, lines)
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:.2f} %"
 
 
 def _energy(page: Page) -> str:

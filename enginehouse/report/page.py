@@ -17,10 +17,12 @@ from enginehouse.report.plots import batch_plot, time_plot
 from enginehouse.report.ratios import Ratio, against_baseline
 from enginehouse.report.tables import (
     SCOPES,
+    AccuracyLine,
     BudgetLine,
     Scaling,
     ScenarioLine,
     ScopeLine,
+    accuracy_lines,
     most_efficient,
     scaling,
     scenario_lines,
@@ -92,6 +94,7 @@ class Page:
     efficient: tuple[Row, ...]
     scaling: tuple[Scaling, ...]
     scenarios: tuple[ScenarioLine, ...]
+    accuracies: tuple[AccuracyLine, ...]
     missing: tuple[MissingMode, ...]
 
     @property
@@ -136,6 +139,7 @@ def gather(
         efficient=most_efficient(results.rows),
         scaling=scaling(results.rows),
         scenarios=scenario_lines(results.loadgen),
+        accuracies=accuracy_lines(results.rows),
         budget=within_budget(results.rows, budget_ms, budget_quantity),
         missing=group_missing(results.not_run),
     )

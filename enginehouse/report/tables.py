@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginehouse.bench.plan import ALL_GPUS
-from enginehouse.bench.rows import Row
+from enginehouse.bench.rows import Accuracy, Row
 from enginehouse.errors import InvalidArgumentError
 
 SCOPES = ("engine", "host", "served")
@@ -115,6 +115,41 @@ def scaling(rows: Sequence[Row]) -> tuple[Scaling, ...]:
         if alone and len(alone) == row.gpus:
             found.append(Scaling(row, sum(alone)))
     return tuple(found)
+
+
+# MLPerf's bar for an engine of lower precision: its share of FP32's accuracy.
+ACCURACY_BAR = 0.99
+
+
+@dataclass(frozen=True)
+class AccuracyLine:
+    """What verification measured of a mode's engine. `of_reference`: top-1 over that of FP32 on the same samples; None
+    where the data had no labels."""
+
+    model: str
+    mode: str
+    device: str
+    accuracy: Accuracy
+    of_reference: float | None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether it has 99 % of FP32's top-1; None where that is not known."""
+        return None if self.of_reference is None else self.of_reference >= ACCURACY_BAR
+
+
+def accuracy_lines(rows: Sequence[Row]) -> tuple[AccuracyLine, ...]:
+    """A line for each model, mode and device whose engine was verified."""
+    found: dict[Key, AccuracyLine] = {}
+    for row in rows:
+        accuracy, key = row.accuracy, _key(row, "")
+        if accuracy is None or key in found:
+            continue
+        share = (
+            accuracy.top1 / accuracy.reference_top1 if accuracy.top1 is not None and accuracy.reference_top1 else None
+        )
+        found[key] = AccuracyLine(*key, accuracy, share)
+    return tuple(found.values())
 
 
 @dataclass(frozen=True)

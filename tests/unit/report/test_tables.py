@@ -6,13 +6,20 @@ from typing import Any
 import pytest
 from bench_fakes import lane, row
 
-from enginehouse.bench.rows import Row
+from enginehouse.bench.rows import Accuracy, Row
 from enginehouse.bench.store import append_lines
 from enginehouse.errors import InvalidArgumentError
 from enginehouse.report.data import Results
 from enginehouse.report.hardware import hardware_lines
 from enginehouse.report.markdown import table
-from enginehouse.report.tables import most_efficient, scaling, scenario_lines, scope_lines, within_budget
+from enginehouse.report.tables import (
+    accuracy_lines,
+    most_efficient,
+    scaling,
+    scenario_lines,
+    scope_lines,
+    within_budget,
+)
 from enginehouse.report.write import write_report
 
 
@@ -99,3 +106,16 @@ def test_loadgens_results_are_shown_as_it_judged_them(tmp_path: Path) -> None:
     files = write_report(tmp_path)
     assert "shortened to 8 s" in files.html.read_text() and "Processed too few." in files.html.read_text()
     assert "| e-1 | host | offline | 4 | invalid, shortened to 8 s | 38.0 | 900 | 0.980 |" in files.markdown.read_text()
+
+
+def test_accuracy_is_held_to_mlperfs_bar_where_there_are_labels() -> None:
+    rows = [
+        mode("tensorrt-int8", 1, accuracy=Accuracy("digits", top1=0.97, reference_top1=0.975)),
+        mode("tensorrt-int8", 1, batch=2, accuracy=Accuracy("digits", top1=0.97, reference_top1=0.975)),
+        mode("tf-trt-int8", 1, accuracy=Accuracy("digits", top1=0.90, reference_top1=0.975)),
+        mode("onnxruntime-cpu-int8", 1, accuracy=Accuracy("synthetic", sqnr_db=30.0)),
+        mode("tensorflow-cpu-fp32", 1),
+    ]
+    assert [(line.mode, line.reached) for line in accuracy_lines(rows)] == [
+        ("tensorrt-int8", True), ("tf-trt-int8", False), ("onnxruntime-cpu-int8", None),
+    ]  # fmt: skip
