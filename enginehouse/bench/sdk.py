@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
@@ -19,6 +20,7 @@ from enginehouse.bench.seams import Engine, JobStage, Measurement, Progress, Sea
 from enginehouse.bench.suite import CalibrationPlan, ModelSpec, Suite
 from enginehouse.client.values import BatchProfile, Calibration, JobView, Synthetic, Target, VerificationSpec
 from enginehouse.client.values import Engine as PublishedEngine
+from enginehouse.errors import EnginehouseError
 from enginehouse.workers.environments import WorkerEnvironment, WorkerEnvironments
 from enginehouse.workers.link import WorkerProcess
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 # Building a TF-TRT engine for every batch size takes minutes.
 READY_SECONDS = 900.0
+# How long Ctrl-C waits for the optimizer to hear of it.
+CANCEL_SECONDS = 5.0
 # A large batch on a CPU with several requests in flight.
 CALL_SECONDS = 300.0
 
@@ -71,7 +75,13 @@ class SdkEngines:
             calibration=calibration_for(suite.calibration) if mode.needs_calibration else None,
             verification=verification_for(suite.calibration),
         )
-        (published,) = await job.result()
+        try:
+            (published,) = await job.result()
+        except asyncio.CancelledError:
+            # Nobody waits for it any more. Stages that are done stay, so a resumed run begins where this one was.
+            with contextlib.suppress(EnginehouseError, asyncio.TimeoutError):
+                await asyncio.wait_for(job.cancel(), CANCEL_SECONDS)
+            raise
         self._published[published.name] = published
         self._stages[published.name] = ran(await job.metadata())
         return to_engine(published)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -72,6 +73,27 @@ async def test_engines_are_asked_for_and_described(tmp_path: Path) -> None:
     assert await source.download(engine, tmp_path) == tmp_path / "e-1"
     await source.engine(ModelSpec("m", zoo="m"), known_modes()["onnxruntime-cpu-fp32"], suite)
     assert client.asked["calibration"] is None
+
+
+async def test_an_interrupted_run_leaves_no_job_behind(tmp_path: Path) -> None:
+    class Waiting(FakeClient):
+        cancelled = False
+
+        async def result(self) -> list[Engine]:
+            await asyncio.sleep(60)
+            return []
+
+        async def cancel(self) -> None:
+            self.cancelled = True
+
+    client, suite = Waiting(), parse_suite(TEXT, "s.yaml")
+    source = SdkEngines(client)  # type: ignore[arg-type]
+    making = asyncio.ensure_future(source.engine(ModelSpec("m", zoo="m"), suite.modes[0], suite))
+    await asyncio.sleep(0.01)
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert client.cancelled
 
 
 async def test_samples_keep_zero_and_leave_out_what_is_absent() -> None:
