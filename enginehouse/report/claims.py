@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from enginehouse.bench.rows import Row
-from enginehouse.paper.facts import Claim, Paper
+from enginehouse.paper.facts import Claim, Paper, StatedValue
 from enginehouse.report.data import Results
 from enginehouse.report.ratios import Ratio, pairs, same_problem
 
@@ -86,17 +86,21 @@ def by_batch(rows: Sequence[Row], mode: str, key: Callable[[Row], str]) -> dict[
     return {}
 
 
-def implied_batch(paper: Paper, modes: Sequence[str]) -> int | None:
-    """The batch size at which the paper compared modes, where its values say: images in flight are throughput times
-    latency.
+def in_flight(value: StatedValue) -> int | None:
+    """How many images were in flight, throughput times latency: the batch size of a value that does not state it. None
+    where the paper does not state both."""
+    latency = value.latency_ms or value.latency_ms_about
+    if value.images_per_second is None or latency is None:
+        return None
+    return round(value.images_per_second * latency / 1e3)
 
-    None when a mode has no value with both, or the values do not agree.
-    """
+
+def implied_batch(paper: Paper, modes: Sequence[str]) -> int | None:
+    """The batch size at which the paper compared modes, where its values say. None when a mode has no value that
+    implies one, or the values do not agree."""
     batches = set()
     for mode in modes:
-        values = [value for value in paper.values if value.mode == mode and value.images_per_second is not None]
-        latencies = [(value, value.latency_ms or value.latency_ms_about) for value in values]
-        found = {round((value.images_per_second or 0) * ms / 1e3) for value, ms in latencies if ms is not None}
+        found = {in_flight(value) for value in paper.values if value.mode == mode} - {None}
         if not found:
             return None
         batches |= found

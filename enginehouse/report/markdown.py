@@ -78,7 +78,7 @@ def _claim(judgement: Judgement) -> list[str]:
         if judgement.interval is not None:
             ours += f" ({judgement.interval[0]:.3g} to {judgement.interval[1]:.3g})"
     paper = _NONE if claim.ratio is None else f"{claim.ratio:g}x"
-    share = _NONE if judgement.of_claimed is None else f"{judgement.of_claimed:.2g}"
+    share = _NONE if judgement.of_claimed is None else f"{judgement.of_claimed:.2f}"
     return [claim.id, claim.text, f"**{judgement.verdict.value}**", paper, ours, share, judgement.why]
 
 

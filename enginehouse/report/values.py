@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from enginehouse.bench.plan import ALL_GPUS
 from enginehouse.bench.rows import Row
 from enginehouse.paper.facts import Paper, StatedValue
-from enginehouse.report.claims import SCOPES
+from enginehouse.report.claims import SCOPES, in_flight
 from enginehouse.report.data import Results
 
 
@@ -25,15 +26,19 @@ class Beside:
 def beside(paper: Paper, results: Results) -> tuple[Beside, ...]:
     """Every stated value with our row of the same mode and model.
 
-    The row is the one at the value's batch; for `batch_below`, the largest batch below it; without a batch, the one
-    with the
-    highest throughput, or with the lowest latency where the paper states nothing but a latency.
+    The row is the one at the value's batch; for `batch_below`, the largest batch below it; without a batch, at the one
+    that the value implies (images in flight are throughput times latency), else the one with the highest throughput, or
+    with the lowest latency where the paper states nothing but a latency. Of several GPUs the first counts, alone.
     """
     return tuple(_beside(value, results) for value in paper.values)
 
 
 def _beside(value: StatedValue, results: Results) -> Beside:
-    rows = [row for row in results.rows if (row.lane.mode, row.lane.model) == (value.mode, value.model)]
+    rows = [
+        row
+        for row in results.rows
+        if (row.lane.mode, row.lane.model) == (value.mode, value.model) and row.lane.device != ALL_GPUS
+    ]
     scoped = next((found for scope in SCOPES if (found := [row for row in rows if row.lane.scope == scope])), [])
     if not scoped:
         reason = next((entry.reason for entry in results.not_run if entry.lane.mode == value.mode), None)
@@ -48,4 +53,7 @@ def _beside(value: StatedValue, results: Results) -> Beside:
         return Beside(value, max(below, key=lambda row: row.lane.batch), "the largest batch measured below it")
     if value.images_per_second is None:
         return Beside(value, min(scoped, key=lambda row: row.latency_ms.mean), "our lowest latency")
+    implied = in_flight(value)
+    if implied is not None and (row := next((row for row in scoped if row.lane.batch == implied), None)):
+        return Beside(value, row, "the batch size that the value implies")
     return Beside(value, max(scoped, key=lambda row: row.inferences_per_second), "our highest throughput")

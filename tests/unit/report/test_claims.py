@@ -146,6 +146,9 @@ def test_stated_values_take_the_row_they_belong_to() -> None:
     batches = {key: b.ours.lane.batch if b.ours else None for key, b in found.items()}
     assert batches == {"V1": None, "V2": 64, "V3": 1, "V4": 16, "V5": None, "V6": None, "V7": 64}
     assert "tf-trt-int8" in found["V1"].why
+    rows += [mode("tensorrt-int8", 200, 8), mode("tensorrt-int8", 9999, 8, device="gpu:all")]
+    implied = next(b for b in beside(PAPER, results(*rows)) if b.value.id == "V7").ours
+    assert implied is not None and (implied.lane.batch, implied.lane.device) == (8, "gpu:0")
 
 
 def test_the_baseline_is_the_same_mode_in_every_round() -> None:
