@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,7 @@ from enginehouse.errors import FailedPreconditionError
 
 SUMMARY = "mlperf_log_summary.txt"
 DETAIL = "mlperf_log_detail.txt"
-# How long a run that was cancelled may take to end; LoadGen cannot be stopped, only answered at once.
-_STOP_SECONDS = 5.0
+THREAD = "loadgen"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ async def run_scenario(
     try:
         await _on_thread(lambda: _start(loadgen, settings, system, directory, samples))
     except asyncio.CancelledError:
-        system.stop()
+        system.stop()  # LoadGen itself cannot be stopped: it is answered at once until its time is up
         raise
     if system.error is not None:
         raise system.error
@@ -113,7 +113,8 @@ async def _on_thread(work: Callable[[], None]) -> None:
             work()
         except BaseException as caught:
             error = caught
-        loop.call_soon_threadsafe(settle, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, error)
 
-    threading.Thread(target=body, name="loadgen", daemon=True).start()
+    threading.Thread(target=body, name=THREAD, daemon=True).start()
     await done

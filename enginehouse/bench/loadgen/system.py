@@ -45,7 +45,10 @@ class SystemUnderTest:
     def issue(self, query: Sequence[Any]) -> None:
         """Called by LoadGen, on any thread: samples with `id` and `index`."""
         samples = [(sample.id, sample.index) for sample in query]
-        self._loop.call_soon_threadsafe(self._accept, samples)
+        if self._ended:  # perhaps with the loop; LoadGen goes on until its time is up
+            self._complete([identifier for identifier, _ in samples])
+        else:
+            self._loop.call_soon_threadsafe(self._accept, samples)
 
     def flush(self) -> None:
         """Called by LoadGen when it has issued all; nothing waits for company here."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shlex
 import sys
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from enginehouse.cli import context
-from enginehouse.cli.errors import FAILURE
+from enginehouse.cli.errors import FAILURE, INTERRUPTED
 from enginehouse.cli.measuring import Lines, measuring
 from enginehouse.cli.output import Json, print_json, print_table, say
 from enginehouse.errors import FailedPreconditionError, InvalidArgumentError
@@ -105,7 +107,12 @@ def loadgen(
             plan = module.Plan(wanted, target, batch, in_flight, kind, command)
             return await module.run_loadgen(client, engine, plan, directory, say)
 
-    lines = asyncio.run(measure())
+    try:
+        lines = asyncio.run(measure())
+    except KeyboardInterrupt:
+        say(f"interrupted: finished scenarios are kept in {directory}")
+        _leave_loadgen(_extra("enginehouse.bench.loadgen.run", "bench").THREAD)
+        raise
     if json:
         print_json(lines)
     else:
@@ -116,6 +123,14 @@ def loadgen(
             say(f"offline throughput, LoadGen over our harness: {ratio:.3f} ({low:.3f} to {high:.3f})")
     if not all(line["valid"] for line in lines):
         raise typer.Exit(FAILURE)
+
+
+def _leave_loadgen(thread: str) -> None:
+    """End this process at once when LoadGen's thread still runs: it calls into an interpreter that is shutting down."""
+    if any(found.name == thread for found in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
 
 
 def _scenario_line(line: dict[str, Any]) -> tuple[object, ...]:

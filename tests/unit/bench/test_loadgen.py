@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enginehouse.bench.loadgen.run import DETAIL, SUMMARY, run_scenario
+from enginehouse.bench.loadgen.run import DETAIL, SUMMARY, THREAD, run_scenario
 from enginehouse.bench.loadgen.scenarios import OFFICIAL_QUERIES, SCENARIOS, Scenario
 from enginehouse.bench.loadgen.summary import parse_summary
 from enginehouse.bench.loadgen.system import SystemUnderTest
@@ -60,6 +61,23 @@ async def test_a_target_that_fails_voids_the_run_and_ends_it(tmp_path: Path) -> 
     with pytest.raises(UnavailableError, match="the worker died"):
         await run_scenario(scenario, target, tmp_path, samples=16, max_batch=4, in_flight=1)
     assert len(target.sizes) == 3, "what was left is not run"
+
+
+async def test_a_run_that_is_cancelled_leaves_loadgen_to_itself(tmp_path: Path) -> None:
+    pytest.importorskip("mlperf_loadgen")
+    target = Counting()
+    scenario = Scenario("single_stream", seconds=1.0)
+    running = asyncio.ensure_future(run_scenario(scenario, target, tmp_path, samples=4, max_batch=1, in_flight=1))
+    await asyncio.sleep(0.1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await asyncio.sleep(0.05)
+    answered = len(target.sizes)
+    assert answered > 0
+    while any(thread.name == THREAD for thread in threading.enumerate()):
+        await asyncio.sleep(0.02)
+    assert len(target.sizes) == answered, "the rest is answered without being run"
 
 
 async def test_samples_wait_for_a_free_place_and_then_go_together() -> None:
