@@ -19,7 +19,7 @@ from enginehouse_worker.backends.tftrt.builder import check_built
 from enginehouse_worker.backends.tftrt.counts import Conversion, count
 from enginehouse_worker.backends.tftrt.options import build_options
 from enginehouse_worker.backends.tftrt.records import PREFIX, engine_batches
-from enginehouse_worker.backends.tftrt.renaming import rename
+from enginehouse_worker.backends.tftrt.rewriting import forbid, rename
 from enginehouse_worker.backends.tftrt.runtime import check_fits, require_gpu
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.synthetic import SyntheticDataset
@@ -210,3 +210,14 @@ def test_engines_are_renamed_with_everything_that_refers_to_them() -> None:
     assert graph.node[2].input == ["b_7:1", "a"], "an op of that name in a function is another"
     assert body[1].input == ["a_7:out_tensor:0", "^a_7", "ab:y:0"]
     assert inner.ret == {"y": "a_7:out_tensor:0", "z": "ab:y:0"} and inner.control_ret == {"c": "a_7"}
+
+
+def test_engine_ops_are_kept_from_building_while_serving() -> None:
+    def engine() -> SimpleNamespace:
+        return SimpleNamespace(op="TRTEngineOp", attr={"_allow_build_at_runtime": SimpleNamespace(b=True)})
+
+    inner = SimpleNamespace(node_def=[engine()])
+    graph = SimpleNamespace(node=[engine(), node("Relu")], library=SimpleNamespace(function=[inner]))
+    forbid(graph)
+    assert not graph.node[0].attr["_allow_build_at_runtime"].b
+    assert not inner.node_def[0].attr["_allow_build_at_runtime"].b

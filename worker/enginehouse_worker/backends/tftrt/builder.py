@@ -18,6 +18,7 @@ from enginehouse_worker.backends.tftrt.batches import building_batches, calibrat
 from enginehouse_worker.backends.tftrt.counts import Conversion, count
 from enginehouse_worker.backends.tftrt.options import BuildOptions, build_options
 from enginehouse_worker.backends.tftrt.records import engine_batches
+from enginehouse_worker.backends.tftrt.rewriting import forbid_building
 from enginehouse_worker.backends.tftrt.runtime import load, require_gpu
 from enginehouse_worker.backends.trial import run_trial
 from enginehouse_worker.datasets import Dataset
@@ -123,6 +124,8 @@ def convert(
         if data is None:
             converter.build(input_fn=building_batches(signature, chosen.batches, _building))
         converter.save(str(target), save_gpu_specific_engines=True)
+        if not chosen.build_at_runtime:
+            forbid_building(target)
     except tf.errors.ResourceExhaustedError as error:
         raise WorkerError(
             "RESOURCE_EXHAUSTED",
@@ -149,7 +152,8 @@ def new_converter(source: Path, precision: str, chosen: BuildOptions) -> Any:
         use_calibration=precision == "INT8",
         minimum_segment_size=chosen.minimum_segment,
         maximum_cached_engines=len(chosen.batches) + (_MORE_ENGINES if chosen.build_at_runtime else 0),
-        allow_build_at_runtime=chosen.build_at_runtime,
+        # Forbidden afterwards, in what is saved: the converter's own way to forbid it loses the outputs' names.
+        allow_build_at_runtime=True,
         **limits,
     )
 

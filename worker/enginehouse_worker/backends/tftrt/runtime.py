@@ -17,7 +17,7 @@ from enginehouse_worker.backends.engine_files import read_engine
 from enginehouse_worker.backends.tensorflow.device import DeviceFacts, open_device
 from enginehouse_worker.backends.tensorflow.runtime import TensorFlowEngine, open_saved_model, set_threads
 from enginehouse_worker.backends.tftrt.options import check_options
-from enginehouse_worker.backends.tftrt.renaming import renamed_copy
+from enginehouse_worker.backends.tftrt.rewriting import renamed_copy
 from enginehouse_worker.errors import WorkerError
 
 # Names of engine ops that this process has loaded. TensorFlow forgets one some time after its model is gone.

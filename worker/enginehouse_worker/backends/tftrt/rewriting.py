@@ -1,12 +1,13 @@
-"""Gives the engines of a SavedModel other names, so that one process can hold several.
+"""Changes the engine ops of a SavedModel: their names, and whether they may build engines while they serve.
 
 TF-TRT keeps engines by the name of their op, one table for the process, and every build names its first op alike: a
-second SavedModel with the same names is refused by TensorFlow when it is loaded.
+second SavedModel with the same names is refused by TensorFlow when it is loaded. So one that is loaded beside another
+gets other names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,39 @@ from enginehouse_worker.backends.tftrt.counts import ENGINE_OP
 
 _HANDLE_OP = "CreateTRTResourceHandle"
 _GRAPH = "saved_model.pb"
+_MAY_BUILD = "_allow_build_at_runtime"
 
 
 def renamed_copy(source: Path, target: Path, suffix: str) -> Path:
     """A SavedModel whose engines' names end in `suffix`; everything but the graph is linked to, not copied."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path.name != _GRAPH:
             (target / path.name).symlink_to(path.resolve())
-    model = saved_model_pb2.SavedModel.FromString((source / _GRAPH).read_bytes())
-    for meta_graph in model.meta_graphs:
-        rename(meta_graph.graph_def, suffix)
-    (target / _GRAPH).write_bytes(model.SerializeToString())
+    _rewrite(source / _GRAPH, target / _GRAPH, lambda graph: rename(graph, suffix))
     return target
+
+
+def forbid_building(folder: Path) -> None:
+    """Let the engine ops of a SavedModel run the engines that it was saved with, and TensorFlow where none fits."""
+    _rewrite(folder / _GRAPH, folder / _GRAPH, forbid)
+
+
+def _rewrite(source: Path, target: Path, change: Callable[[Any], None]) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel.FromString(source.read_bytes())
+    for meta_graph in model.meta_graphs:
+        change(meta_graph.graph_def)
+    target.write_bytes(model.SerializeToString())
+
+
+def forbid(graph: Any) -> None:
+    """The same for a GraphDef, in place."""
+    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+        for node in nodes:
+            if node.op == ENGINE_OP:
+                node.attr[_MAY_BUILD].b = False
 
 
 def rename(graph: Any, suffix: str) -> None:
