@@ -20,7 +20,7 @@ from enginehouse_worker.backends.tftrt.counts import Conversion, count
 from enginehouse_worker.backends.tftrt.options import build_options
 from enginehouse_worker.backends.tftrt.records import PREFIX, engine_batches
 from enginehouse_worker.backends.tftrt.rewriting import forbid, rename
-from enginehouse_worker.backends.tftrt.runtime import check_fits, require_gpu
+from enginehouse_worker.backends.tftrt.runtime import check_fits, free_suffix, require_gpu, take
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.synthetic import SyntheticDataset
 from hypothesis import given
@@ -221,3 +221,12 @@ def test_engine_ops_are_kept_from_building_while_serving() -> None:
     forbid(graph)
     assert not graph.node[0].attr["_allow_build_at_runtime"].b
     assert not inner.node_def[0].attr["_allow_build_at_runtime"].b
+
+
+def test_no_name_is_used_twice() -> None:
+    """The first of a process has its own names; others, and one that comes again, get new ones."""
+    assert free_suffix(["test_a", "test_b"]) == ""
+    take(["test_a", "test_b"])
+    second = free_suffix(["test_b"])
+    assert second and free_suffix(["test_a"]) not in ("", second)
+    assert free_suffix(["test_c"]) == ""

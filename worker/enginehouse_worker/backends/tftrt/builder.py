@@ -19,7 +19,7 @@ from enginehouse_worker.backends.tftrt.counts import Conversion, count
 from enginehouse_worker.backends.tftrt.options import BuildOptions, build_options
 from enginehouse_worker.backends.tftrt.records import engine_batches
 from enginehouse_worker.backends.tftrt.rewriting import forbid_building
-from enginehouse_worker.backends.tftrt.runtime import load, require_gpu
+from enginehouse_worker.backends.tftrt.runtime import load, require_gpu, take
 from enginehouse_worker.backends.trial import run_trial
 from enginehouse_worker.datasets import Dataset
 from enginehouse_worker.errors import WorkerError
@@ -72,6 +72,7 @@ def build(
     with tempfile.TemporaryDirectory(dir=output) as folder:
         save(graph, signature, Path(folder) / _PAYLOAD)
         converted = convert(Path(folder) / _PAYLOAD, output / _PAYLOAD, signature, precision, chosen, data)
+    take(converted.segments)
     engines = engine_batches(output / _PAYLOAD)
     check_built(converted, engines)
     engine = describe_engine(

@@ -20,7 +20,8 @@ from enginehouse_worker.backends.tftrt.options import check_options
 from enginehouse_worker.backends.tftrt.rewriting import renamed_copy
 from enginehouse_worker.errors import WorkerError
 
-# Names of engine ops that this process has loaded. TensorFlow forgets one some time after its model is gone.
+# Names of engine ops that this process has loaded or made. When such a model is garbage, TensorFlow destroys whatever
+# has its ops' names: they are never used again.
 _taken: set[str] = set()
 _numbers = count(1)
 
@@ -44,11 +45,16 @@ def load(engine: Path, *, device: str, options: Mapping[str, Any], version: str)
     payload, signature = engine / description["payload"], Signature.from_json(description)
     segments = frozenset(description.get("conversion", {}).get("engines", {}))
     suffix = free_suffix(segments)
-    _taken.update(name + suffix for name in segments)
+    take(name + suffix for name in segments)
     if not suffix:
         return open_saved_model(payload, signature)
     with tempfile.TemporaryDirectory() as folder:
         return open_saved_model(renamed_copy(payload, Path(folder) / "saved_model", suffix), signature)
+
+
+def take(segments: Iterable[str]) -> None:
+    """Note names that no engine may be loaded with any more."""
+    _taken.update(segments)
 
 
 def free_suffix(segments: Iterable[str]) -> str:
