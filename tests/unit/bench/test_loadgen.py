@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from enginehouse.bench.loadgen.bench import Plan, agreement, plan_for
 from enginehouse.bench.loadgen.run import DETAIL, SUMMARY, THREAD, run_scenario
 from enginehouse.bench.loadgen.scenarios import OFFICIAL_QUERIES, SCENARIOS, Scenario
 from enginehouse.bench.loadgen.summary import parse_summary
@@ -128,3 +130,16 @@ def test_the_summary_is_read() -> None:
     for text in ("", TEXT.replace("Completed", "Other"), TEXT.replace("Result is", "Was")):
         with pytest.raises(InternalError, match="summary has no"):
             parse_summary(text, "server")
+
+
+def test_each_query_of_the_server_scenario_is_a_request_of_the_service() -> None:
+    plan = Plan((), "service", batch=8, in_flight=2, device="cpu")
+    assert plan_for(Scenario("server", target_qps=1), plan).batch == 1
+    assert plan_for(Scenario("offline"), plan) == plan
+    assert plan_for(Scenario("server", target_qps=1), replace(plan, target="worker")).batch == 8
+
+
+def test_agreement_is_the_median_of_the_offline_runs() -> None:
+    lines = [{"scenario": "offline", "ratio": ratio} for ratio in (0.99, 1.0, 1.01, 0.5, 1.0, 1.02)]
+    assert agreement([*lines, {"scenario": "server"}]) == (1.0, (0.5, 1.02))
+    assert agreement(lines[:2]) == (0.995, None) and agreement([{"scenario": "server"}]) is None
