@@ -75,8 +75,8 @@ class WorkerEnvironments:
             raise FailedPreconditionError(
                 f"the worker environment {name!r} is not installed: expected an interpreter at "
                 f"{self.directory / name / 'bin' / 'python'} (installed: {', '.join(sorted(self.installed)) or '-'}). "
-                "In a checkout, `make install` installs onnxruntime and tensorflow, and `make workers/tensorrt` "
-                "tensorrt, on a machine with a GPU; ENGINEHOUSE_WORKERS names the "
+                "In a checkout, `make install` installs onnxruntime and tensorflow; `make workers/tensorrt` "
+                "and `make workers/tf-trt` install those, on a machine with a GPU; ENGINEHOUSE_WORKERS names the "
                 f'Python of any other, as JSON: {{"{name}": "/path/to/bin/python"}}',
                 details={"environment": name},
             ) from None
