@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class HostBench:
         with self._recording.phase(f"warm up {what}", "warm-up", **facts):
             for lane, several in usable.items():
                 try:
-                    warmed[lane] = await warm_up(lambda lane=lane, several=several: self._window(lane, several), spec)  # type: ignore[misc]
+                    warmed[lane] = await warm_up(functools.partial(self._window, lane, several), spec)
                 except EnginehouseError as error:
                     self._recording.not_run([lane], error)
         with self._recording.phase(f"measure {what}", "measure", **facts):
