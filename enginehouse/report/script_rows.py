@@ -17,8 +17,8 @@ _OWN_RUNTIMES = ("", "engine", "worker")
 
 
 def is_script_row(value: Mapping[str, Any]) -> bool:
-    """Whether a row is of a script: they name its variant."""
-    return "variant" in value
+    """Whether a row is of a script: they name a variant, or a product for the device."""
+    return "variant" in value or not _is_device(value.get("device", "cpu"))
 
 
 def suite_row(value: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -71,11 +71,15 @@ def suite_environment(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _device(value: Mapping[str, Any]) -> str:
     given = value.get("device")
-    if isinstance(given, str) and (given in ("cpu", "gpu", ALL_GPUS) or given.startswith("gpu:")):
-        return given
+    if _is_device(given):
+        return str(given)
     mode = str(value.get("mode", ""))
     on_cpu = "-cpu-" in mode or (not mode and value.get("backend") == "onnxruntime")
     return "cpu" if on_cpu else "gpu:0"
+
+
+def _is_device(value: object) -> bool:
+    return isinstance(value, str) and (value in ("cpu", "gpu", ALL_GPUS) or value.startswith("gpu:"))
 
 
 def _mode(value: Mapping[str, Any], precision: str, device: str) -> str:
