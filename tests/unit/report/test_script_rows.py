@@ -56,7 +56,7 @@ def test_a_scripts_rows_are_those_of_a_suite(tmp_path: Path) -> None:
 def test_committed_results_can_be_read() -> None:
     folder = Path(__file__).parents[3] / "results"
     assert {row.lane.device for row in load_results(folder / "h200/onnxruntime-int8").rows} == {"cpu"}
-    assert len(load_results(folder / "epyc-2-cores/demo").rows) == 12
+    assert load_results(folder / "epyc-2-cores/demo").rows
 
 
 def test_results_of_one_machine_make_one_report(tmp_path: Path) -> None:
