@@ -129,8 +129,7 @@ class TensorFlowInstance:
             WorkerError: RESOURCE_EXHAUSTED when memory does not hold what the batch needs.
         """
         try:
-            feeds = {name: self._to_tensor(name, array) for name, array in inputs.items()}
-            values = self._function(**feeds)
+            values = self.compute(self.to_tensors(inputs))
             return {name: self._to_array(name, values[name]) for name in list(outputs) or self._outputs}
         except self._tf.errors.ResourceExhaustedError as error:
             rows = max((len(array) for array in inputs.values() if array.ndim), default=1)
@@ -139,6 +138,15 @@ class TensorFlowInstance:
                 f"memory does not hold what a batch of {rows} needs; send smaller batches, or unload other models: "
                 f"{error.message}",
             ) from error
+
+    def to_tensors(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
+        """Inputs as TensorFlow's tensors, on its device."""
+        return {name: self._to_tensor(name, array) for name, array in inputs.items()}
+
+    def compute(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        """All outputs as tensors on the device, which may not have computed them yet."""
+        values: Mapping[str, Any] = self._function(**tensors)
+        return values
 
     def close(self) -> None:
         self._function = None
