@@ -86,7 +86,9 @@ async def run_loadgen(
     load_loadgen()
     published = await client.engines.get(engine_name)
     engine = to_engine(published)
-    if 0 < engine.max_batch_size < plan.batch:
+    if engine.max_batch_size == 0:
+        raise FailedPreconditionError(f"{engine.name} has no batch dimension: LoadGen's samples cannot be put together")
+    if engine.max_batch_size < plan.batch:
         raise InvalidArgumentError(f"batch {plan.batch}: the engine takes at most {engine.max_batch_size}")
     machine = read_machine()
     samples = library(engine, SAMPLES, seed=0)
