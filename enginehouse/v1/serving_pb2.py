@@ -29,7 +29,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65nginehouse/v1/serving.proto\x12\x0e\x65nginehouse.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"?\n\rServedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\r\n\x05\x61lias\x18\x03 \x01(\t\"\xc5\x01\n\x0e\x42\x61tchingPolicy\x12\x16\n\x0emax_batch_size\x18\x01 \x01(\x05\x12\x32\n\x0fmax_queue_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15preferred_batch_sizes\x18\x03 \x03(\x05\x12\x16\n\x0emax_queue_size\x18\x04 \x01(\x05\x12\x30\n\rqueue_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf4\x03\n\rServingConfig\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x35\n\x08versions\x18\x02 \x03(\x0b\x32\x1d.enginehouse.v1.ServedVersionB\x04\xe2\x41\x01\x02\x12\x17\n\x0flatest_versions\x18\x03 \x01(\x05\x12\x11\n\tinstances\x18\x04 \x01(\x05\x12\x30\n\x08\x62\x61tching\x18\x05 \x01(\x0b\x32\x1e.enginehouse.v1.BatchingPolicy\x12\x1a\n\x12warmup_batch_sizes\x18\x06 \x03(\x05\x12;\n\x07options\x18\x07 \x03(\x0b\x32*.enginehouse.v1.ServingConfig.OptionsEntry\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x18\n\ngeneration\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:R\xea\x41O\n\x19\x65nginehouse/ServingConfig\x12\x32projects/{project}/servingConfigs/{serving_config}\"-\n\x17GetServingConfigRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"X\n\x19ListServingConfigsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"m\n\x1aListServingConfigsResponse\x12\x36\n\x0fserving_configs\x18\x01 \x03(\x0b\x32\x1d.enginehouse.v1.ServingConfig\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x1aUpdateServingConfigRequest\x12;\n\x0eserving_config\x18\x01 \x01(\x0b\x32\x1d.enginehouse.v1.ServingConfigB\x04\xe2\x41\x01\x02\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"0\n\x1a\x44\x65leteServingConfigRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"2\n\x1aWatchServingConfigsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"g\n\x1bWatchServingConfigsResponse\x12\x36\n\x0fserving_configs\x18\x01 \x03(\x0b\x32\x1d.enginehouse.v1.ServingConfig\x12\x10\n\x08revision\x18\x02 \x01(\x03\x32\x88\x04\n\x0eServingConfigs\x12Z\n\x10GetServingConfig\x12\'.enginehouse.v1.GetServingConfigRequest\x1a\x1d.enginehouse.v1.ServingConfig\x12k\n\x12ListServingConfigs\x12).enginehouse.v1.ListServingConfigsRequest\x1a*.enginehouse.v1.ListServingConfigsResponse\x12`\n\x13UpdateServingConfig\x12*.enginehouse.v1.UpdateServingConfigRequest\x1a\x1d.enginehouse.v1.ServingConfig\x12Y\n\x13\x44\x65leteServingConfig\x12*.enginehouse.v1.DeleteServingConfigRequest\x1a\x16.google.protobuf.Empty\x12p\n\x13WatchServingConfigs\x12*.enginehouse.v1.WatchServingConfigsRequest\x1a+.enginehouse.v1.WatchServingConfigsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65nginehouse/v1/serving.proto\x12\x0e\x65nginehouse.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"?\n\rServedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\r\n\x05\x61lias\x18\x03 \x01(\t\"\xad\x03\n\x0e\x42\x61tchingPolicy\x12\x16\n\x0emax_batch_size\x18\x01 \x01(\x05\x12\x32\n\x0fmax_queue_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15preferred_batch_sizes\x18\x03 \x03(\x05\x12\x16\n\x0emax_queue_size\x18\x04 \x01(\x05\x12\x30\n\rqueue_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x0etimeout_action\x18\x06 \x01(\x0e\x32\x1d.enginehouse.v1.TimeoutAction\x12#\n\x16\x61llow_timeout_override\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0fpriority_levels\x18\x08 \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_priority_level\x18\t \x01(\x05\x12\x36\n\x0fpriority_queues\x18\n \x03(\x0b\x32\x1d.enginehouse.v1.PriorityQueueB\x19\n\x17_allow_timeout_override\"\xe8\x01\n\rPriorityQueue\x12\x16\n\x0epriority_level\x18\x01 \x01(\x05\x12\x16\n\x0emax_queue_size\x18\x02 \x01(\x05\x12\x30\n\rqueue_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x0etimeout_action\x18\x04 \x01(\x0e\x32\x1d.enginehouse.v1.TimeoutAction\x12#\n\x16\x61llow_timeout_override\x18\x05 \x01(\x08H\x00\x88\x01\x01\x42\x19\n\x17_allow_timeout_override\"\xa8\x04\n\rServingConfig\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x35\n\x08versions\x18\x02 \x03(\x0b\x32\x1d.enginehouse.v1.ServedVersionB\x04\xe2\x41\x01\x02\x12\x17\n\x0flatest_versions\x18\x03 \x01(\x05\x12\x11\n\tinstances\x18\x04 \x01(\x05\x12\x30\n\x08\x62\x61tching\x18\x05 \x01(\x0b\x32\x1e.enginehouse.v1.BatchingPolicy\x12\x1a\n\x12warmup_batch_sizes\x18\x06 \x03(\x05\x12;\n\x07options\x18\x07 \x03(\x0b\x32*.enginehouse.v1.ServingConfig.OptionsEntry\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x18\n\ngeneration\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1c\n\x14response_cache_bytes\x18\x0b \x01(\x03\x12\x14\n\x0c\x64\x65vice_share\x18\x0c \x01(\x05\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:R\xea\x41O\n\x19\x65nginehouse/ServingConfig\x12\x32projects/{project}/servingConfigs/{serving_config}\"-\n\x17GetServingConfigRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"X\n\x19ListServingConfigsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"m\n\x1aListServingConfigsResponse\x12\x36\n\x0fserving_configs\x18\x01 \x03(\x0b\x32\x1d.enginehouse.v1.ServingConfig\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x1aUpdateServingConfigRequest\x12;\n\x0eserving_config\x18\x01 \x01(\x0b\x32\x1d.enginehouse.v1.ServingConfigB\x04\xe2\x41\x01\x02\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"0\n\x1a\x44\x65leteServingConfigRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"2\n\x1aWatchServingConfigsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"g\n\x1bWatchServingConfigsResponse\x12\x36\n\x0fserving_configs\x18\x01 \x03(\x0b\x32\x1d.enginehouse.v1.ServingConfig\x12\x10\n\x08revision\x18\x02 \x01(\x03*d\n\rTimeoutAction\x12\x1e\n\x1aTIMEOUT_ACTION_UNSPECIFIED\x10\x00\x12\x19\n\x15TIMEOUT_ACTION_REJECT\x10\x01\x12\x18\n\x14TIMEOUT_ACTION_DELAY\x10\x02\x32\x88\x04\n\x0eServingConfigs\x12Z\n\x10GetServingConfig\x12\'.enginehouse.v1.GetServingConfigRequest\x1a\x1d.enginehouse.v1.ServingConfig\x12k\n\x12ListServingConfigs\x12).enginehouse.v1.ListServingConfigsRequest\x1a*.enginehouse.v1.ListServingConfigsResponse\x12`\n\x13UpdateServingConfig\x12*.enginehouse.v1.UpdateServingConfigRequest\x1a\x1d.enginehouse.v1.ServingConfig\x12Y\n\x13\x44\x65leteServingConfig\x12*.enginehouse.v1.DeleteServingConfigRequest\x1a\x16.google.protobuf.Empty\x12p\n\x13WatchServingConfigs\x12*.enginehouse.v1.WatchServingConfigsRequest\x1a+.enginehouse.v1.WatchServingConfigsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,28 +58,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETESERVINGCONFIGREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_WATCHSERVINGCONFIGSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_WATCHSERVINGCONFIGSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
+  _globals['_TIMEOUTACTION']._serialized_start=2058
+  _globals['_TIMEOUTACTION']._serialized_end=2158
   _globals['_SERVEDVERSION']._serialized_start=202
   _globals['_SERVEDVERSION']._serialized_end=265
   _globals['_BATCHINGPOLICY']._serialized_start=268
-  _globals['_BATCHINGPOLICY']._serialized_end=465
-  _globals['_SERVINGCONFIG']._serialized_start=468
-  _globals['_SERVINGCONFIG']._serialized_end=968
-  _globals['_SERVINGCONFIG_OPTIONSENTRY']._serialized_start=838
-  _globals['_SERVINGCONFIG_OPTIONSENTRY']._serialized_end=884
-  _globals['_GETSERVINGCONFIGREQUEST']._serialized_start=970
-  _globals['_GETSERVINGCONFIGREQUEST']._serialized_end=1015
-  _globals['_LISTSERVINGCONFIGSREQUEST']._serialized_start=1017
-  _globals['_LISTSERVINGCONFIGSREQUEST']._serialized_end=1105
-  _globals['_LISTSERVINGCONFIGSRESPONSE']._serialized_start=1107
-  _globals['_LISTSERVINGCONFIGSRESPONSE']._serialized_end=1216
-  _globals['_UPDATESERVINGCONFIGREQUEST']._serialized_start=1218
-  _globals['_UPDATESERVINGCONFIGREQUEST']._serialized_end=1330
-  _globals['_DELETESERVINGCONFIGREQUEST']._serialized_start=1332
-  _globals['_DELETESERVINGCONFIGREQUEST']._serialized_end=1380
-  _globals['_WATCHSERVINGCONFIGSREQUEST']._serialized_start=1382
-  _globals['_WATCHSERVINGCONFIGSREQUEST']._serialized_end=1432
-  _globals['_WATCHSERVINGCONFIGSRESPONSE']._serialized_start=1434
-  _globals['_WATCHSERVINGCONFIGSRESPONSE']._serialized_end=1537
-  _globals['_SERVINGCONFIGS']._serialized_start=1540
-  _globals['_SERVINGCONFIGS']._serialized_end=2060
+  _globals['_BATCHINGPOLICY']._serialized_end=697
+  _globals['_PRIORITYQUEUE']._serialized_start=700
+  _globals['_PRIORITYQUEUE']._serialized_end=932
+  _globals['_SERVINGCONFIG']._serialized_start=935
+  _globals['_SERVINGCONFIG']._serialized_end=1487
+  _globals['_SERVINGCONFIG_OPTIONSENTRY']._serialized_start=1357
+  _globals['_SERVINGCONFIG_OPTIONSENTRY']._serialized_end=1403
+  _globals['_GETSERVINGCONFIGREQUEST']._serialized_start=1489
+  _globals['_GETSERVINGCONFIGREQUEST']._serialized_end=1534
+  _globals['_LISTSERVINGCONFIGSREQUEST']._serialized_start=1536
+  _globals['_LISTSERVINGCONFIGSREQUEST']._serialized_end=1624
+  _globals['_LISTSERVINGCONFIGSRESPONSE']._serialized_start=1626
+  _globals['_LISTSERVINGCONFIGSRESPONSE']._serialized_end=1735
+  _globals['_UPDATESERVINGCONFIGREQUEST']._serialized_start=1737
+  _globals['_UPDATESERVINGCONFIGREQUEST']._serialized_end=1849
+  _globals['_DELETESERVINGCONFIGREQUEST']._serialized_start=1851
+  _globals['_DELETESERVINGCONFIGREQUEST']._serialized_end=1899
+  _globals['_WATCHSERVINGCONFIGSREQUEST']._serialized_start=1901
+  _globals['_WATCHSERVINGCONFIGSREQUEST']._serialized_end=1951
+  _globals['_WATCHSERVINGCONFIGSRESPONSE']._serialized_start=1953
+  _globals['_WATCHSERVINGCONFIGSRESPONSE']._serialized_end=2056
+  _globals['_SERVINGCONFIGS']._serialized_start=2161
+  _globals['_SERVINGCONFIGS']._serialized_end=2681
 # @@protoc_insertion_point(module_scope)

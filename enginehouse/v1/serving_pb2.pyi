@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TimeoutAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TimeoutActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TimeoutAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIMEOUT_ACTION_UNSPECIFIED: _TimeoutAction.ValueType  # 0
+    """As TIMEOUT_ACTION_REJECT."""
+    TIMEOUT_ACTION_REJECT: _TimeoutAction.ValueType  # 1
+    """It answers DEADLINE_EXCEEDED, and is not computed."""
+    TIMEOUT_ACTION_DELAY: _TimeoutAction.ValueType  # 2
+    """It leaves after those of its level whose time is not over. Its client's deadline holds all the same."""
+
+class TimeoutAction(_TimeoutAction, metaclass=_TimeoutActionEnumTypeWrapper):
+    """What becomes of a request whose time in the queue is over."""
+
+TIMEOUT_ACTION_UNSPECIFIED: TimeoutAction.ValueType  # 0
+"""As TIMEOUT_ACTION_REJECT."""
+TIMEOUT_ACTION_REJECT: TimeoutAction.ValueType  # 1
+"""It answers DEADLINE_EXCEEDED, and is not computed."""
+TIMEOUT_ACTION_DELAY: TimeoutAction.ValueType  # 2
+"""It leaves after those of its level whose time is not over. Its client's deadline holds all the same."""
+Global___TimeoutAction: _TypeAlias = TimeoutAction  # noqa: Y015
 
 @_typing.final
 class ServedVersion(_message.Message):
@@ -59,10 +84,24 @@ class BatchingPolicy(_message.Message):
     PREFERRED_BATCH_SIZES_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_SIZE_FIELD_NUMBER: _builtins.int
     QUEUE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_ACTION_FIELD_NUMBER: _builtins.int
+    ALLOW_TIMEOUT_OVERRIDE_FIELD_NUMBER: _builtins.int
+    PRIORITY_LEVELS_FIELD_NUMBER: _builtins.int
+    DEFAULT_PRIORITY_LEVEL_FIELD_NUMBER: _builtins.int
+    PRIORITY_QUEUES_FIELD_NUMBER: _builtins.int
     max_batch_size: _builtins.int
     """0: the engine's own maximum. 1: no dynamic batching."""
     max_queue_size: _builtins.int
-    """Requests waiting, per version; more answer RESOURCE_EXHAUSTED. 0: 1024."""
+    """Requests waiting, per version and priority level; more answer RESOURCE_EXHAUSTED. 0: 1024."""
+    timeout_action: Global___TimeoutAction.ValueType
+    allow_timeout_override: _builtins.bool
+    """Whether a request's parameter `timeout` counts where it is shorter. Absent: true."""
+    priority_levels: _builtins.int
+    """Levels that a request's parameter `priority` chooses from: 1 leaves first, and while it waits no other level does.
+    0: no priorities.
+    """
+    default_priority_level: _builtins.int
+    """The level of requests that name none, or one that does not exist. 0: the last."""
     @_builtins.property
     def max_queue_delay(self) -> _duration_pb2.Duration:
         """How long the first request of a batch waits for others. 0: none; a batch is what queued while the instances were busy."""
@@ -71,7 +110,11 @@ class BatchingPolicy(_message.Message):
     def preferred_batch_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def queue_timeout(self) -> _duration_pb2.Duration:
-        """Requests waiting longer answer DEADLINE_EXCEEDED, whatever their own deadline. Absent: no limit of ours."""
+        """Requests waiting longer meet `timeout_action`, whatever their own deadline. Absent: no limit of ours."""
+
+    @_builtins.property
+    def priority_queues(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriorityQueue]:
+        """Levels with a queue policy of their own; the others have that above."""
 
     def __init__(
         self,
@@ -81,14 +124,57 @@ class BatchingPolicy(_message.Message):
         preferred_batch_sizes: _abc.Iterable[_builtins.int] | None = ...,
         max_queue_size: _builtins.int = ...,
         queue_timeout: _duration_pb2.Duration | None = ...,
+        timeout_action: Global___TimeoutAction.ValueType = ...,
+        allow_timeout_override: _builtins.bool | None = ...,
+        priority_levels: _builtins.int = ...,
+        default_priority_level: _builtins.int = ...,
+        priority_queues: _abc.Iterable[Global___PriorityQueue] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_queue_delay", b"max_queue_delay", "queue_timeout", b"queue_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override", "allow_timeout_override", b"allow_timeout_override", "max_queue_delay", b"max_queue_delay", "queue_timeout", b"queue_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_size", b"max_batch_size", "max_queue_delay", b"max_queue_delay", "max_queue_size", b"max_queue_size", "preferred_batch_sizes", b"preferred_batch_sizes", "queue_timeout", b"queue_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override", "allow_timeout_override", b"allow_timeout_override", "default_priority_level", b"default_priority_level", "max_batch_size", b"max_batch_size", "max_queue_delay", b"max_queue_delay", "max_queue_size", b"max_queue_size", "preferred_batch_sizes", b"preferred_batch_sizes", "priority_levels", b"priority_levels", "priority_queues", b"priority_queues", "queue_timeout", b"queue_timeout", "timeout_action", b"timeout_action"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__allow_timeout_override: _TypeAlias = _typing.Literal["allow_timeout_override"]  # noqa: Y015
+    _WhichOneofArgType__allow_timeout_override: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_timeout_override) -> _WhichOneofReturnType__allow_timeout_override | None: ...
 
 Global___BatchingPolicy: _TypeAlias = BatchingPolicy  # noqa: Y015
+
+@_typing.final
+class PriorityQueue(_message.Message):
+    """How requests of one priority level wait. What is 0 or absent is as in the BatchingPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIORITY_LEVEL_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_SIZE_FIELD_NUMBER: _builtins.int
+    QUEUE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_ACTION_FIELD_NUMBER: _builtins.int
+    ALLOW_TIMEOUT_OVERRIDE_FIELD_NUMBER: _builtins.int
+    priority_level: _builtins.int
+    max_queue_size: _builtins.int
+    timeout_action: Global___TimeoutAction.ValueType
+    allow_timeout_override: _builtins.bool
+    @_builtins.property
+    def queue_timeout(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        priority_level: _builtins.int = ...,
+        max_queue_size: _builtins.int = ...,
+        queue_timeout: _duration_pb2.Duration | None = ...,
+        timeout_action: Global___TimeoutAction.ValueType = ...,
+        allow_timeout_override: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override", "allow_timeout_override", b"allow_timeout_override", "queue_timeout", b"queue_timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override", "allow_timeout_override", b"allow_timeout_override", "max_queue_size", b"max_queue_size", "priority_level", b"priority_level", "queue_timeout", b"queue_timeout", "timeout_action", b"timeout_action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allow_timeout_override: _TypeAlias = _typing.Literal["allow_timeout_override"]  # noqa: Y015
+    _WhichOneofArgType__allow_timeout_override: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_timeout_override) -> _WhichOneofReturnType__allow_timeout_override | None: ...
+
+Global___PriorityQueue: _TypeAlias = PriorityQueue  # noqa: Y015
 
 @_typing.final
 class ServingConfig(_message.Message):
@@ -124,6 +210,8 @@ class ServingConfig(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    RESPONSE_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_SHARE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The last part is the model name that inference clients use."""
     latest_versions: _builtins.int
@@ -132,6 +220,10 @@ class ServingConfig(_message.Message):
     """Instances per device and version; 0: 1."""
     etag: _builtins.str
     generation: _builtins.int
+    response_cache_bytes: _builtins.int
+    """Bytes of answers that each process keeps for each version, to answer equal requests without computing. 0: none."""
+    device_share: _builtins.int
+    """Device time beside other models of the device, where its batches are limited: 2 gets twice what 1 gets. 0: 1."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedVersion]: ...
     @_builtins.property
@@ -159,10 +251,12 @@ class ServingConfig(_message.Message):
         etag: _builtins.str = ...,
         generation: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        response_cache_bytes: _builtins.int = ...,
+        device_share: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "etag", b"etag", "generation", b"generation", "instances", b"instances", "latest_versions", b"latest_versions", "name", b"name", "options", b"options", "update_time", b"update_time", "versions", b"versions", "warmup_batch_sizes", b"warmup_batch_sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "device_share", b"device_share", "etag", b"etag", "generation", b"generation", "instances", b"instances", "latest_versions", b"latest_versions", "name", b"name", "options", b"options", "response_cache_bytes", b"response_cache_bytes", "update_time", b"update_time", "versions", b"versions", "warmup_batch_sizes", b"warmup_batch_sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
