@@ -16,11 +16,14 @@ from enginehouse_inference.desired.models import DesiredModels
 from enginehouse_inference.desired.state import StateFile
 from enginehouse_inference.desired.watch import Watcher
 from enginehouse_inference.devices.devices import Devices
+from enginehouse_inference.metrics import InferenceMetrics
+from enginehouse_inference.metrics_server import MetricsServer
 from enginehouse_inference.models.catalog import Catalog
 from enginehouse_inference.models.manager import ModelManager
 from enginehouse_inference.models.plan import QueueDefaults
 from enginehouse_inference.process_tuning import GRPC_OPTIONS
 from enginehouse_inference.protocol.regions import Regions
+from enginehouse_inference.refusals import Refusals
 from enginehouse_inference.service.inference import InferenceMethods
 from enginehouse_inference.service.management import ManagementMethods
 from enginehouse_inference.service.register import SERVICE, add_service
@@ -62,7 +65,10 @@ class InferenceApp:
             else None
         )
         regions = Regions(on_unused=self.devices.close_region)
-        self._inference = InferenceMethods(self.catalog, regions, settings.stream_window)
+        refusals = Refusals()
+        self._inference = InferenceMethods(self.catalog, regions, refusals, settings.stream_window)
+        self._metrics = InferenceMetrics(self.catalog, self.devices, refusals)
+        self._metrics_server: MetricsServer | None = None
         management = ManagementMethods(self.catalog, self.desired, regions, self.devices, lambda: self._ready)
         self._ready = False
         self._health: dict[str, bool] = {}
@@ -82,6 +88,8 @@ class InferenceApp:
 
     async def start(self) -> None:
         """Bring up what is wanted."""
+        if (address := self._settings.metrics_address) is not None:
+            self._metrics_server = MetricsServer(self._metrics, *address)
         if self._watcher is not None:
             self._watcher.start()
             try:
@@ -90,6 +98,11 @@ class InferenceApp:
                 _log.warning("ready without the optimizer", optimizer=self._settings.optimizer)
             await self.desired.settled()
         self._ready = True
+
+    def ports(self, port: int) -> dict[str, int]:
+        """What the process announces: `port`, that of gRPC, and `metrics_port`, where there is one."""
+        metrics = self._metrics_server
+        return {"port": port} if metrics is None else {"port": port, "metrics_port": metrics.port}
 
     async def stopping(self) -> None:
         """The signal came: be not ready, let streams end."""
@@ -104,6 +117,8 @@ class InferenceApp:
         await self.desired.close()
         # Together: the manager takes back the loads that are under way, which only a worker that stops cuts short.
         await asyncio.gather(self._manager.close(), self.devices.close())
+        if self._metrics_server is not None:
+            await self._metrics_server.close()
 
     def _channel_maker(self) -> Callable[[], grpc.aio.Channel] | None:
         target = self._settings.optimizer

@@ -31,7 +31,7 @@ async def _serve(settings: InferenceSettings) -> None:
         start=app.start,
         drain=app.drain,
         stopping=app.stopping,
-        announce=lambda port: announce({"port": port}),
+        announce=lambda port: announce(app.ports(port)),
     )
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from enginehouse.rpc.settings import ServerSettings
 from enginehouse_inference.devices.hosted import SupervisorSettings
 
+METRICS_PORT = 8002  # Triton's
+
 
 class InferenceSettings(ServerSettings):
     """See services/inference/README.md for the table."""
 
     port: int = Field(default=8001, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] | None = Field(
+        default=None,
+        description=f"Port of Prometheus metrics; 0 takes a free one, off serves none. Absent: {METRICS_PORT}, or a "
+        "free one where ENGINEHOUSE_PORT is 0.",
+    )
+    metrics_host: str | None = Field(default=None, description="Address of the metrics; ENGINEHOUSE_HOST when absent.")
     max_message_bytes: int = Field(
         default=1 << 30, ge=1 << 20, description="Largest request or response message, in bytes."
     )
@@ -53,6 +62,14 @@ class InferenceSettings(ServerSettings):
     crash_limit: int = Field(
         default=3, ge=1, description="A model that crashed its worker this often in ten minutes is not loaded again."
     )
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Host and port of the metrics; None: none are served."""
+        if self.metrics_port == "off":
+            return None
+        default = METRICS_PORT if self.port else 0
+        return self.metrics_host or self.host, default if self.metrics_port is None else self.metrics_port
 
     @property
     def allowed_load_directories(self) -> tuple[Path, ...] | None:

@@ -44,7 +44,8 @@ class Server:
             self.process = subprocess.Popen([sys.executable, "-m", "enginehouse_inference"], env=variables, stderr=log)
         wait_for(lambda: self._announce.exists() or self.process.poll() is not None, START_SECONDS)
         assert self.process.poll() is None, self.log()
-        self.port = int(json.loads(self._announce.read_text())["port"])
+        self.ports: dict[str, int] = json.loads(self._announce.read_text())
+        self.port = self.ports["port"]
         self.address = f"127.0.0.1:{self.port}"
 
     def log(self) -> str:

@@ -144,3 +144,17 @@ async def test_a_model_that_is_being_unloaded_is_not_ready(tmp_path: Path) -> No
     await until(lambda: world.catalog.slot("m", 1).state is State.UNLOADING)
     assert world.ready[-1] == ("m", False)
     await world.close()
+
+
+async def test_from_the_moment_a_worker_dies_its_engines_say_why_they_are_not_ready(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.manager.want("m", world.plan("m"))
+    version = world.catalog.find("m", "")
+    await world.devices.started[0].kill()
+    # Before the loop has had a turn in which the supervisor learns of it.
+    assert not version.ready
+    assert version.worker.reason(version.key) == "it died; a new one is being started"
+    with pytest.raises(UnavailableError, match="not ready: it died"):
+        await version.worker.infer(version.key, [], [], None)
+    await until(lambda: version.ready)
+    await world.close()

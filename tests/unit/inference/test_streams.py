@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from enginehouse_inference.models.catalog import Catalog
 from enginehouse_inference.protocol.regions import Regions
+from enginehouse_inference.refusals import Refusals
 from enginehouse_inference.service.inference import InferenceMethods
 from tritonclient.grpc import service_pb2
 
@@ -26,10 +27,12 @@ async def test_answers_come_in_order_and_nothing_waits_for_a_caller_who_has_gone
         finally:
             left.set()
 
-    stream = InferenceMethods(Catalog(), Regions(), 3).stream(requests(), None)
+    refusals = Refusals()
+    stream = InferenceMethods(Catalog(), Regions(), refusals, 3).stream(requests(), None)
     for number in range(5):
         answer = service_pb2.ModelStreamInferResponse.FromString(await stream.__anext__())
         assert answer.infer_response.id == str(number) and "no model" in answer.error_message
     await stream.aclose()  # type: ignore[attr-defined]
     await asyncio.wait_for(left.wait(), 5)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert refusals.counts() == [("NOT_FOUND", 5)]

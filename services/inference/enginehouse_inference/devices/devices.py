@@ -38,6 +38,11 @@ class Devices:
     def has_gpu(self) -> bool:
         return gpu_index(self._device) is not None
 
+    @property
+    def workers(self) -> list[DeviceWorker]:
+        """Those that were needed so far."""
+        return list(self._workers.values())
+
     def worker(self, backend: str, kind: str = "") -> DeviceWorker:
         """The worker that runs a backend's engines.
 

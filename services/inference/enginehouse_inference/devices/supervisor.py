@@ -54,6 +54,7 @@ class DeviceWorker:
         self._in_flight: dict[int, float] = {}
         self._calls = 0
         self._restarts: list[float] = []
+        self._deaths = 0
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -65,6 +66,16 @@ class DeviceWorker:
         """The worker process that runs now."""
         return self._worker.pid if self._worker is not None else None
 
+    @property
+    def name(self) -> str:
+        """Its environment and device, such as "onnxruntime@cpu"."""
+        return f"{self._environment.name}@{self._device}"
+
+    @property
+    def deaths(self) -> int:
+        """Workers that ended without being told to."""
+        return self._deaths
+
     def ready(self, key: str) -> bool:
         """Whether an engine is loaded in a worker that lives."""
         hosted = self._hosted.get(key)
@@ -73,7 +84,12 @@ class DeviceWorker:
     def reason(self, key: str) -> str:
         """Why an engine is not ready."""
         hosted = self._hosted.get(key)
-        return hosted.reason if hosted is not None else "it is not loaded"
+        if hosted is None:
+            return "it is not loaded"
+        # A worker is dead a few turns of the loop before `_died` says so of its engines.
+        if hosted.ready and self._worker is not None and not self._worker.alive:
+            return _death(self._worker)
+        return hosted.reason
 
     async def load(
         self,
@@ -183,20 +199,16 @@ class DeviceWorker:
                 continue
             try:
                 self._worker = await self._start(
-                    self._environment, self._device, lambda line: _log.info("output", line=line, worker=self._name)
+                    self._environment, self._device, lambda line: _log.info("output", line=line, worker=self.name)
                 )
             except EnginehouseError as error:
                 attempts += 1
-                _log.error("start failed", worker=self._name, attempt=attempts, reason=error.message)
+                _log.error("start failed", worker=self.name, attempt=attempts, reason=error.message)
                 self._start_failed(error, last=attempts >= self._settings.start_attempts)
                 await self._sleep(attempts)
                 continue
             attempts = 0
             await self._tend(self._worker)
-
-    @property
-    def _name(self) -> str:
-        return f"{self._environment.name}@{self._device}"
 
     def _wanted(self) -> list[Hosted]:
         return [h for h in self._hosted.values() if not h.failed]
@@ -208,7 +220,7 @@ class DeviceWorker:
                 hosted.first.set_exception(error)
 
     async def _tend(self, worker: WorkerProcess) -> None:
-        _log.info("started", worker=self._name, pid=worker.pid, backends=dict(worker.backends))
+        _log.info("started", worker=self.name, pid=worker.pid, backends=dict(worker.backends))
         helpers = [asyncio.create_task(self._load_all(worker)), asyncio.create_task(self._check(worker))]
         try:
             await asyncio.wait({worker.exited})
@@ -229,13 +241,14 @@ class DeviceWorker:
             h for h in self._hosted.values() if h.key in self._suspects
         ]
         event = "device context lost" if worker.exited.result() == POISONED else "died"
-        _log.error(event, worker=self._name, reason=reason, running=[h.key for h in culprits])
+        _log.error(event, worker=self.name, reason=reason, running=[h.key for h in culprits])
         self._worker = None
+        self._deaths += 1
         self._suspects.clear()
         self._restarts = [t for t in self._restarts if t > now - 60] + [now]
         for hosted in self._hosted.values():
             hosted.ready = hosted.loading = False
-            hosted.reason = f"{reason}; a new one is being started"
+            hosted.reason = _death(worker)
         culprit = convict(culprits, now, self._settings)
         if culprit is not None:
             self._give_up(culprit, reason)
@@ -248,7 +261,7 @@ class DeviceWorker:
             f"it crashed its worker {len(hosted.crashes)} times (limit {self._settings.crash_limit}), "
             f"and is not loaded again before its configuration changes or it is loaded by hand: {reason}"
         )
-        _log.error("given up", worker=self._name, model=hosted.key, reason=hosted.reason)
+        _log.error("given up", worker=self.name, model=hosted.key, reason=hosted.reason)
         if not hosted.first.done():
             hosted.first.set_exception(UnavailableError(hosted.reason, details={"crash_loop": "true"}))
 
@@ -270,7 +283,7 @@ class DeviceWorker:
                 self._settings.load_timeout,
             )
         except asyncio.TimeoutError:
-            _log.error("load hangs", worker=self._name, model=hosted.key, seconds=self._settings.load_timeout)
+            _log.error("load hangs", worker=self.name, model=hosted.key, seconds=self._settings.load_timeout)
             await worker.kill()
             await worker.exited
         except EnginehouseError as error:
@@ -281,7 +294,7 @@ class DeviceWorker:
             if not hosted.first.done():
                 hosted.first.set_exception(error)
             else:
-                _log.error("reload failed", worker=self._name, model=hosted.key, reason=error.message)
+                _log.error("reload failed", worker=self.name, model=hosted.key, reason=error.message)
                 if isinstance(error, _MAY_PASS):
                     asyncio.get_running_loop().call_later(self._settings.reload_interval, self._reload, hosted)
             hosted.changed()
@@ -307,19 +320,23 @@ class DeviceWorker:
                 limit = self._settings.load_timeout if busy else self._settings.ping_timeout
                 await asyncio.wait_for(worker.ping(), limit)
             except asyncio.TimeoutError:
-                _log.error("hangs", worker=self._name, pid=worker.pid, seconds=limit)
+                _log.error("hangs", worker=self.name, pid=worker.pid, seconds=limit)
                 await worker.kill()
                 return
             except EnginehouseError:
                 return
             oldest = min(self._in_flight.values(), default=None)
             if oldest is not None and time.monotonic() - oldest > self._settings.inference_timeout:
-                _log.error("a batch hangs", worker=self._name, seconds=self._settings.inference_timeout)
+                _log.error("a batch hangs", worker=self.name, seconds=self._settings.inference_timeout)
                 await worker.kill()
                 return
 
     async def _sleep(self, attempt: int) -> None:
         await asyncio.sleep(min(self._settings.backoff_first * 2 ** max(attempt - 1, 0), self._settings.backoff_most))
+
+
+def _death(worker: WorkerProcess) -> str:
+    return f"{worker.obituary}; a new one is being started"
 
 
 async def _start(environment: WorkerEnvironment, device: str, log: Callable[[str], None]) -> WorkerProcess:

@@ -1,4 +1,4 @@
-"""Counts and times of one served version, as ModelStatistics reports them."""
+"""Counts and times of one served version, as ModelStatistics and the metrics report them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,36 @@ from dataclasses import dataclass, field
 
 from tritonclient.grpc import service_pb2
 
+from enginehouse.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    EnginehouseError,
+    InternalError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from enginehouse.workers.link import InferenceResult
 from enginehouse_inference.batching.batcher import Answer
+from enginehouse_inference.models.histogram import DURATION_BOUNDS_NS, ROWS_BOUNDS, Histogram
+
+# Triton's reasons, in its order: the queue's, the caller's own, the engine's or its worker's, all others.
+REJECTED, CANCELED, BACKEND, OTHER = REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+_REASON_OF: tuple[tuple[type[EnginehouseError], str], ...] = (
+    (ResourceExhaustedError, REJECTED),
+    (DeadlineExceededError, REJECTED),
+    (CancelledError, CANCELED),
+    (InternalError, BACKEND),
+    (UnavailableError, BACKEND),
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason, of Triton's four, for which a request failed."""
+    return next((reason for kind, reason in _REASON_OF if isinstance(error, kind)), OTHER)
+
+
+def _durations() -> Histogram:
+    return Histogram(DURATION_BOUNDS_NS)
 
 
 @dataclass
@@ -34,6 +62,18 @@ class _BatchTimes:
 
 
 @dataclass
+class Histograms:
+    """Of requests: `request` (arrival to response), `queue`. Of batches: `rows`, and its parts in the worker."""
+
+    request: Histogram = field(default_factory=_durations)
+    queue: Histogram = field(default_factory=_durations)
+    rows: Histogram = field(default_factory=lambda: Histogram(ROWS_BOUNDS))
+    input: Histogram = field(default_factory=_durations)
+    compute: Histogram = field(default_factory=_durations)
+    output: Histogram = field(default_factory=_durations)
+
+
+@dataclass
 class Statistics:
     """Since the version was first served; loading it anew keeps them."""
 
@@ -48,6 +88,9 @@ class Statistics:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
     batches: dict[int, _BatchTimes] = field(default_factory=dict)
+    # How many requests failed, by reason.
+    failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    histograms: Histograms = field(default_factory=Histograms)
 
     def executed(self, rows: int, result: InferenceResult) -> None:
         """A batch of `rows` ran."""
@@ -56,6 +99,11 @@ class Statistics:
         times.input.add(result.input_ns)
         times.infer.add(result.compute_ns)
         times.output.add(result.output_ns)
+        histograms = self.histograms
+        histograms.rows.add(rows)
+        histograms.input.add(result.input_ns)
+        histograms.compute.add(result.compute_ns)
+        histograms.output.add(result.output_ns)
 
     def answered(self, rows: int, answer: Answer, total_ns: int) -> None:
         """A request of `rows` was answered; `total_ns` from its arrival to its response."""
@@ -66,6 +114,18 @@ class Statistics:
         self.compute_input.add(answer.input_ns)
         self.compute_infer.add(answer.compute_ns)
         self.compute_output.add(answer.output_ns)
+        self.histograms.request.add(total_ns)
+        self.histograms.queue.add(answer.queue_ns)
+
+    def failed(self, error: BaseException, total_ns: int) -> None:
+        """A request failed after `total_ns`."""
+        self.failures[reason_of(error)] += 1
+        self.fail.add(total_ns)
+
+    def cancelled(self, total_ns: int) -> None:
+        """A request's caller went away after `total_ns`."""
+        self.failures[CANCELED] += 1
+        self.cancel.add(total_ns)
 
     def to_proto(self, name: str, version: str) -> service_pb2.ModelStatistics:
         """The protocol's message."""

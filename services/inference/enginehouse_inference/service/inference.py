@@ -20,6 +20,7 @@ from enginehouse_inference.protocol.regions import Regions
 from enginehouse_inference.protocol.request import CheckedRequest, check_request
 from enginehouse_inference.protocol.response import encode_response
 from enginehouse_inference.protocol.wire import encode_stream_response, parse_infer_request
+from enginehouse_inference.refusals import Refusals
 
 _log = structlog.get_logger("infer")
 
@@ -28,12 +29,14 @@ class InferenceMethods:
     """Takes and gives serialized messages, so that tensors are not copied through protobuf.
 
     Args:
+        refusals: counts the requests that reach no model.
         stream_window: requests of one stream that are worked on at once.
     """
 
-    def __init__(self, catalog: Catalog, regions: Regions, stream_window: int) -> None:
+    def __init__(self, catalog: Catalog, regions: Regions, refusals: Refusals, stream_window: int) -> None:
         self._catalog = catalog
         self._regions = regions
+        self._refusals = refusals
         self._window = stream_window
         self._stopping = asyncio.Event()
 
@@ -45,7 +48,7 @@ class InferenceMethods:
         """ModelInfer: a serialized ModelInferRequest to a serialized ModelInferResponse."""
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
-        request, raw = parse_infer_request(data)
+        request, raw = self._parse(data)
         return await self._infer(request, raw, deadline)
 
     async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
@@ -98,7 +101,7 @@ class InferenceMethods:
     async def _stream_one(self, data: bytes) -> bytes:
         request = None
         try:
-            request, raw = parse_infer_request(data)
+            request, raw = self._parse(data)
             final = boolean(request.parameters, "triton_enable_empty_final_response")
             return encode_stream_response(await self._infer(request, raw, None, final=final))
         except EnginehouseError as error:
@@ -113,9 +116,23 @@ class InferenceMethods:
             response.infer_response.id = request.id
         return bytes(response.SerializeToString())
 
+    def _parse(self, data: bytes) -> tuple[Any, Any]:
+        try:
+            return parse_infer_request(data)
+        except EnginehouseError as error:
+            self._refusals.add(error)
+            raise
+
+    def _find(self, request: Any) -> ModelVersion:
+        try:
+            return self._catalog.find(request.model_name, request.model_version)
+        except EnginehouseError as error:
+            self._refusals.add(error)
+            raise
+
     async def _infer(self, request: Any, raw: Any, deadline_ns: int | None, *, final: bool = False) -> bytes:
         started = time.monotonic_ns()
-        version = self._catalog.find(request.model_name, request.model_version)
+        version = self._find(request)
         statistics = version.statistics
         try:
             checked = check_request(request, raw, version.signature, self._regions, repr(version.model))
@@ -123,10 +140,10 @@ class InferenceMethods:
             with held(checked.device_memory):
                 response = await self._compute(request, checked, version, deadline_ns, started, final)
         except asyncio.CancelledError:
-            statistics.cancel.add(time.monotonic_ns() - started)
+            statistics.cancelled(time.monotonic_ns() - started)
             raise
-        except Exception:
-            statistics.fail.add(time.monotonic_ns() - started)
+        except Exception as error:
+            statistics.failed(error, time.monotonic_ns() - started)
             raise
         return response
 
