@@ -53,8 +53,8 @@ def variables_of(service: str, options: StackOptions, optimizer: str | None) -> 
         "ENGINEHOUSE_CACHE_DIR": str(home / "cache" / service),
         "ENGINEHOUSE_ANNOUNCE_FILE": str(announcement_of(home, service)),
     }
-    # One port cannot serve the metrics of several services.
-    variables.pop("ENGINEHOUSE_METRICS_PORT", None)
+    # One port cannot serve the metrics of several services: only telemetry's is the same every time.
+    variables["ENGINEHOUSE_METRICS_PORT"] = "0"
     if service == "telemetry":
         variables["ENGINEHOUSE_METRICS_PORT"] = "off" if options.metrics_port is None else str(options.metrics_port)
     if optimizer is not None:

@@ -134,5 +134,5 @@ def test_each_service_is_told_what_is_its_own(options: StackOptions, monkeypatch
     inference = variables_of("inference", options, "127.0.0.1:5")
     telemetry = variables_of("telemetry", dataclasses.replace(options, metrics_port=None), None)
     assert (inference["ENGINEHOUSE_PORT"], inference["ENGINEHOUSE_OPTIMIZER"]) == ("0", "127.0.0.1:5")
-    assert "ENGINEHOUSE_METRICS_PORT" not in inference and telemetry["ENGINEHOUSE_METRICS_PORT"] == "off"
+    assert inference["ENGINEHOUSE_METRICS_PORT"] == "0" and telemetry["ENGINEHOUSE_METRICS_PORT"] == "off"
     assert inference["ENGINEHOUSE_DATA_DIR"] != telemetry["ENGINEHOUSE_DATA_DIR"]
