@@ -60,29 +60,30 @@ def stage(name: str, inputs: dict[str, Path], output: Path, params: dict[str, An
     return output
 
 
-def torchvision_model(folder: Path) -> None:
-    """Export torchvision's ResNet-50 with random weights of seed 0."""
+def torchvision_model(work: Path) -> None:
+    """Export torchvision's ResNet-50 with random weights of seed 0, and import it as an uploaded model is.
+
+    PyTorch writes equal biases once and an Identity for each other use, which TensorRT 8.6 runs as kernels: the import
+    stage folds them.
+    """
     import torch
     import torchvision
 
+    uploaded = work / "uploaded"
+    uploaded.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     network = torchvision.models.resnet50(weights=None).eval()
     torch.onnx.export(
         network,
         (torch.zeros(2, 3, 224, 224),),
-        str(folder / "model.onnx"),
+        str(uploaded / "model.onnx"),
         input_names=["input"],
         output_names=["logits"],
         dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
         opset_version=17,
         dynamo=False,
     )
-    signature = {
-        "inputs": [{"name": "input", "dtype": "FP32", "shape": [-1, 3, 224, 224]}],
-        "outputs": [{"name": "logits", "dtype": "FP32", "shape": [-1, 1000]}],
-        "batched": True,
-    }
-    (folder / "signature.json").write_text(json.dumps(signature))
+    stage("import", {"model": uploaded}, work / "fp32", {})
 
 
 def graph_model(name: str, folder: Path) -> None:
@@ -128,10 +129,10 @@ def prepare_one(name: str, work: Path) -> None:
         return
     begin = time.monotonic()
     model = work / "fp32"
-    model.mkdir(parents=True, exist_ok=True)
     if name == TORCHVISION:
-        torchvision_model(model)
+        torchvision_model(work)
     else:
+        model.mkdir(parents=True, exist_ok=True)
         graph_model(name, model)
     quantized(work, "fp32", "int8")
     reference(model, work / "reference.npz")

@@ -131,8 +131,8 @@ def int8_engine(workshop: Workshop, small: Small) -> Path:
 
 @pytest.fixture(scope="session")
 def large_model(workshop: Workshop) -> Path:
-    """A model with 640 MiB of weights (the GPU's), or 16 MiB."""
-    size = (640 << 20) if workshop.machine.gpu else (16 << 20)
+    """A model with 256 MiB of weights (the GPU's), or 16 MiB."""
+    size = (256 << 20) if workshop.machine.gpu else (16 << 20)
     return asyncio.run(workshop.imported("large", "large", size))
 
 

@@ -261,7 +261,7 @@ async def test_a_load_that_does_not_fit_says_what_it_needs(
     large = await workshop.built("large", large_model, "FP32", (1, 8, 16))
     async with worker_of(gpu) as worker:
         await worker.load("small", engine)
-        with taken(leaving=300 << 20):
+        with taken(leaving=160 << 20):
             with pytest.raises(EnginehouseError) as refused:
                 await worker.load("large", large)
             notes.add("out of memory at load", [refused.value.reason, refused.value.message])

@@ -45,7 +45,8 @@ def _errors(library: Library, parser: Any) -> str:
         # TensorRT 8 has the node's number only.
         name, operator = (str(getattr(error, method, str)()) for method in ("node_name", "node_operator"))
         place = f"node {name!r} ({operator})" if name and operator else f"node number {error.node()}"
-        unsupported = getattr(error.code(), "name", "").startswith("UNSUPPORTED_NODE")
+        # TensorRT 8's codes are no enumeration: their `name` is no text.
+        unsupported = "UNSUPPORTED_NODE" in str(error.code())
         found.append(f"{place}: {_reason(str(error.desc()), unsupported)}")
     more = parser.num_errors - len(found)
     if more > 0:
