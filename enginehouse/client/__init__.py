@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enginehouse.client.aio import AsyncClient
+from enginehouse.client.balancing.policy import Balancing, Hedging, Retry
 from enginehouse.client.connection import TLS
 from enginehouse.client.jobs import AsyncJob
 from enginehouse.client.sync import Client
@@ -10,4 +11,4 @@ from enginehouse.client.sync_resources import Job
 from enginehouse.client.values import *  # noqa: F403 - the values' own __all__
 from enginehouse.client.values import __all__ as _values
 
-__all__ = ["TLS", "AsyncClient", "AsyncJob", "Client", "Job", *_values]
+__all__ = ["TLS", "AsyncClient", "AsyncJob", "Balancing", "Client", "Hedging", "Job", "Retry", *_values]

@@ -18,7 +18,7 @@ TELEMETRY = "127.0.0.1:8020"
 
 @dataclass(frozen=True)
 class Addresses:
-    """The three services, each as "host:port"."""
+    """The three services, each as "host:port"; several inference servers with commas between."""
 
     optimizer: str = OPTIMIZER
     inference: str = INFERENCE

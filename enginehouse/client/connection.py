@@ -16,6 +16,8 @@ import grpc.aio
 from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError
 from enginehouse.rpc.status import from_rpc_error
 
+CLOSED = "this client is closed: make another one"
+
 _S = TypeVar("_S")
 _R = TypeVar("_R")
 
@@ -114,10 +116,17 @@ class Outgoing(AsyncIterator[_R]):
 
 
 class Endpoint:
-    """One service's address. Stubs are made from its channel, and its calls raise our errors."""
+    """One service's address. Stubs are made from its channel, and its calls raise our errors.
 
-    def __init__(self, address: str, *, timeout: float, tls: TLS | None) -> None:
+    Args:
+        timeout: seconds that a call may take.
+        tls: how to speak TLS; plain text when None.
+        own_connection: share no connection with another channel to the same address, as gRPC does otherwise.
+    """
+
+    def __init__(self, address: str, *, timeout: float, tls: TLS | None, own_connection: bool = False) -> None:
         self.address = address
+        self._own_connection = own_connection
         self.timeout = timeout
         self._tls = tls
         self._channel: grpc.aio.Channel | None = None
@@ -132,7 +141,7 @@ class Endpoint:
             FailedPreconditionError: the client is closed.
         """
         if self._closed:
-            raise FailedPreconditionError("this client is closed: make another one")
+            raise FailedPreconditionError(CLOSED)
         owner = (os.getpid(), id(asyncio.get_running_loop()))
         if self._channel is None or self._owner != owner:
             self._stubs = {}
@@ -210,7 +219,7 @@ class Endpoint:
             await channel.close()
 
     def _connect(self) -> grpc.aio.Channel:
-        options = list(_OPTIONS)
+        options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", int(self._own_connection))]
         if self._tls is None:
             return grpc.aio.insecure_channel(self.address, options=options)
         if self._tls.server_name:

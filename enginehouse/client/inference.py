@@ -1,38 +1,55 @@
-"""Inference over the Open Inference Protocol, with what any server of it answers."""
+"""Inference over the Open Inference Protocol, with what any server of it answers, at one server or several."""
 
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from enginehouse.client.connection import Endpoint, Outgoing
-from enginehouse.client.device_arrays import DeviceArray
-from enginehouse.client.device_memory import Placed, SharedDeviceMemory
-from enginehouse.client.fitting import Inputs, Wanted, fit_inputs, fit_targets, name_region, result_of, set_parameters
-from enginehouse.client.tensors import encode
+from enginehouse.client.balancing.attempt import attempt
+from enginehouse.client.balancing.calls import Balancer, Call
+from enginehouse.client.balancing.discovery import Discovery
+from enginehouse.client.balancing.failures import Failure, Kind, kind_of
+from enginehouse.client.balancing.policy import Balancing
+from enginehouse.client.balancing.pool import Pool
+from enginehouse.client.balancing.servers import Server
+from enginehouse.client.connection import TLS
+from enginehouse.client.device_memory import Placed
+from enginehouse.client.fitting import Inputs, Wanted, fit_inputs, fit_targets, result_of
+from enginehouse.client.index import merge_indexes
+from enginehouse.client.inference_requests import Fitted, ModelKey, key_of, request_of, version_text
+from enginehouse.client.inference_stream import Stream
 from enginehouse.client.values import InferResult, ModelIndex, ModelSignature, TensorSpec
-from enginehouse.errors import EnginehouseError, InvalidArgumentError, NotFoundError
+from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 
-# Requests of a stream that wait for their answers.
-WINDOW = 32
+PROBE_SECONDS = 2.0
+# What is asked of every server waits no longer than this for one that does not answer, where there are several.
+EVERY_SECONDS = 5.0
 
 
 class AsyncInference:
-    """An inference process."""
+    """The inference servers of a client.
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._signatures: dict[tuple[str, str], ModelSignature] = {}
-        self._memory = SharedDeviceMemory(endpoint)
+    Args:
+        addresses: of the servers, or names that stand for several.
+        timeout: seconds that a call may take.
+    """
+
+    def __init__(self, addresses: Sequence[str], *, timeout: float, tls: TLS | None, policy: Balancing) -> None:
+        self._pool = Pool(Discovery(addresses), policy, timeout=timeout, tls=tls, probe=probe)
+        self._balancer = Balancer(self._pool, policy)
+        self._signatures: dict[ModelKey, ModelSignature] = {}
+
+    async def suspend(self) -> None:
+        """Close the channels until they are next used."""
+        await self._pool.suspend()
 
     async def close(self) -> None:
-        """Take back what this process registered with the server."""
-        await self._memory.close()
+        """Take back what this process registered with the servers, and close the channels."""
+        await self._pool.close()
 
     async def infer(
         self,
@@ -49,30 +66,19 @@ class AsyncInference:
     ) -> InferResult:
         """One request (`Client.infer` says what the arguments mean)."""
         wanted = Wanted(model_name, version, outputs, into or {}, parameters, casting)
-        # A server that was started anew knows none of our device memory. It says so of one region at a time, before it
-        # computes anything.
-        for _ in range(len(wanted.into) + (len(inputs) if isinstance(inputs, Mapping) else 1)):
-            try:
-                return await self._once(wanted, inputs, request_id, timeout)
-            except NotFoundError as error:
-                if not self._memory.forget(error.details.get("region", "")):
-                    raise
-        return await self._once(wanted, inputs, request_id, timeout)
-
-    async def _once(self, wanted: Wanted, inputs: Inputs, request_id: str | None, timeout: float | None) -> InferResult:
-        placed: list[Placed] = []
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self._pool.timeout if timeout is None else timeout)
+        fitted = await self._fitted(wanted, inputs, deadline - loop.time())
+        call = await self._call(fitted, request_id or "")
         try:
-            request = await self._request(wanted, inputs, request_id, placed)
-            return result_of(await self._endpoint.unary(self._stub().ModelInfer, request, timeout=timeout), wanted.into)
+            response = await self._balancer.run(call, deadline - loop.time())
         except (InvalidArgumentError, NotFoundError):
             # The model may have been replaced by one of another signature.
-            self._signatures.pop(_key(wanted.model_name, wanted.version), None)
+            self._signatures.pop(key_of(model_name, version), None)
             raise
-        finally:
-            if placed:
-                await self._memory.release(placed)
+        return result_of(response, wanted.into)
 
-    async def infer_stream(
+    def infer_stream(
         self,
         model_name: str,
         requests: AsyncIterable[Inputs] | Iterable[Inputs],
@@ -82,38 +88,20 @@ class AsyncInference:
         casting: str,
     ) -> AsyncIterator[InferResult]:
         """Many requests over one stream (`Client.infer_stream` says what the arguments mean)."""
-        window = asyncio.Semaphore(WINDOW)
-        prefix = uuid.uuid4().hex[:8]
-        arrived: dict[str, Any] = {}
-        placed: list[Placed] = []
         wanted = Wanted(model_name, version, outputs, {}, None, casting)
-        turn = 0
+        return Stream(self._balancer, wanted, lambda inputs: self._fitted(wanted, inputs, None)).run(requests)
 
-        async def messages() -> AsyncIterator[Any]:
-            number = 0
-            async for inputs in _iterate(requests):
-                await window.acquire()
-                yield await self._request(wanted, inputs, f"{prefix}-{number}", placed)
-                number += 1
+    async def signature(
+        self, model_name: str, version: int | str | None, timeout: float | None = None
+    ) -> ModelSignature:
+        """What a served model takes and gives, asked of a server."""
+        request = pb.ModelMetadataRequest(name=model_name, version=version_text(version))
+        key = key_of(model_name, version)
 
-        try:
-            async for response in self._endpoint.stream(self._stub().ModelStreamInfer, Outgoing(messages())):
-                if response.error_message and not response.infer_response.id:
-                    raise EnginehouseError(f"{model_name}: {response.error_message}")
-                arrived[response.infer_response.id] = response
-                while (ready := arrived.pop(f"{prefix}-{turn}", None)) is not None:
-                    turn += 1
-                    window.release()
-                    if ready.error_message:
-                        raise EnginehouseError(f"{model_name}: {ready.error_message}")
-                    yield result_of(ready.infer_response, {})
-        finally:
-            await self._memory.release(placed)
+        async def send(server: Server, left: float) -> Any:
+            return await attempt(server, stub_of(server).ModelMetadata, request, left)
 
-    async def signature(self, model_name: str, version: int | str | None) -> ModelSignature:
-        """What a served model takes and gives, asked of the server."""
-        request = pb.ModelMetadataRequest(name=model_name, version=_version(version))
-        message = await self._endpoint.unary(self._stub().ModelMetadata, request)
+        message = await self._balancer.run(Call(key, send), timeout)
         signature = ModelSignature(
             name=message.name,
             versions=tuple(message.versions),
@@ -121,83 +109,171 @@ class AsyncInference:
             inputs=_specs(message.inputs),
             outputs=_specs(message.outputs),
         )
-        self._signatures[_key(model_name, version)] = signature
+        self._signatures[key] = signature
         return signature
 
     async def server_ready(self, timeout: float) -> bool:
-        """Whether the process answers and says that it is ready."""
-        try:
-            response = await self._endpoint.unary(self._stub().ServerReady, pb.ServerReadyRequest(), timeout=timeout)
-        except EnginehouseError:
-            return False
-        return bool(response.ready)
+        """Whether some server answers and says that it is ready."""
+        answers = await self._ask_all(lambda s, left: _ready(s, pb.ServerReadyRequest(), left), timeout)
+        return any(answer is True for answer in answers.values())
 
     async def model_ready(self, model_name: str, version: int | str | None, timeout: float | None = None) -> bool:
-        """Whether a version of a model is ready; False for one that the process does not know."""
-        request = pb.ModelReadyRequest(name=model_name, version=_version(version))
-        try:
-            return bool((await self._endpoint.unary(self._stub().ModelReady, request, timeout=timeout)).ready)
-        except (NotFoundError, InvalidArgumentError):
-            return False
+        """Whether some server has a version of a model ready; False for one that none knows.
+
+        Raises:
+            EnginehouseError: no server answers.
+        """
+        return any(_answered(await self._models_ready(model_name, version, timeout)))
+
+    async def ready_everywhere(self, model_name: str, version: int | str | None, timeout: float | None = None) -> bool:
+        """Whether every server that answers has a version of a model ready.
+
+        Raises:
+            EnginehouseError: no server answers.
+        """
+        return all(_answered(await self._models_ready(model_name, version, timeout)))
 
     async def index(self) -> list[ModelIndex]:
-        """Every model and version that the process knows, with its state and why it is in it."""
-        response = await self._endpoint.unary(self._stub().RepositoryIndex, pb.RepositoryIndexRequest())
-        return [ModelIndex(m.name, m.version, m.state, m.reason) for m in response.models]
+        """Every model and version that the servers know, with its state and why it is in it.
 
-    def _stub(self) -> Any:
-        return self._endpoint.stub(service_pb2_grpc.GRPCInferenceServiceStub)
+        Raises:
+            EnginehouseError: no server answers.
+        """
 
-    async def _request(self, wanted: Wanted, inputs: Inputs, request_id: str | None, placed: list[Placed]) -> Any:
-        """A request; what it names of device memory is added to `placed`, and is the caller's to release."""
-        tensors, targets, signature = await self._fitted(wanted, inputs)
-        request = pb.ModelInferRequest(
-            model_name=wanted.model_name, model_version=_version(wanted.version), id=request_id or ""
+        async def ask(server: Server, left: float) -> list[ModelIndex]:
+            method = stub_of(server).RepositoryIndex
+            response = await server.endpoint.unary(method, pb.RepositoryIndexRequest(), timeout=left)
+            return [ModelIndex(m.name, m.version, m.state, m.reason) for m in response.models]
+
+        answers = await self._ask_all(ask, None)
+        _answered(answers)
+        return merge_indexes({s.address: a for s, a in answers.items() if not isinstance(a, EnginehouseError)})
+
+    async def _models_ready(
+        self, model_name: str, version: int | str | None, timeout: float | None
+    ) -> Mapping[Server, Any]:
+        request = pb.ModelReadyRequest(name=model_name, version=version_text(version))
+        return await self._ask_all(lambda server, left: _ready(server, request, left), timeout)
+
+    async def _ask_all(
+        self, ask: Callable[[Server, float], Awaitable[Any]], timeout: float | None
+    ) -> Mapping[Server, Any]:
+        """What each server answers, or the error."""
+        servers = await self._pool.servers(timeout)
+        left = self._pool.timeout if timeout is None else timeout
+        if len(servers) > 1:
+            left = min(left, EVERY_SECONDS)
+
+        async def one(server: Server) -> Any:
+            try:
+                return await ask(server, left)
+            except EnginehouseError as error:
+                return error
+
+        return dict(zip(servers, await asyncio.gather(*(one(server) for server in servers)), strict=True))
+
+    async def _call(self, fitted: Fitted, request_id: str) -> Call[Any]:
+        # A sequence's state would differ after its requests ran twice; so would an array that two servers write.
+        exclusive = bool(fitted.targets) or "sequence_id" in (fitted.wanted.parameters or {})
+        key = key_of(fitted.wanted.model_name, fitted.wanted.version)
+        if fitted.device_arrays:
+            return await self._device_call(fitted, request_id, key, exclusive)
+        request: Any = None
+
+        async def send(server: Server, left: float) -> Any:
+            nonlocal request
+            if request is None:
+                request = await request_of(fitted, request_id, server.memory, [])
+            return await attempt(server, stub_of(server).ModelInfer, request, left)
+
+        return Call(key, send, exclusive)
+
+    async def _device_call(self, fitted: Fitted, request_id: str, key: ModelKey, exclusive: bool) -> Call[Any]:
+        async def send(server: Server, left: float) -> Any:
+            # A server that was started anew knows none of our device memory. It says so of one region at a time,
+            # before it computes anything.
+            for _ in range(fitted.device_arrays):
+                try:
+                    return await self._send_device(server, fitted, request_id, left)
+                except Failure as failure:
+                    if not server.memory.forget(failure.error.details.get("region", "")):
+                        raise
+            return await self._send_device(server, fitted, request_id, left)
+
+        if len(await self._pool.servers()) == 1:
+            return Call(key, send, exclusive)  # the server says itself if it cannot
+        return Call(
+            (*key, "device memory"),
+            send,
+            exclusive,
+            usable=lambda server: server.local,
+            else_say=f"{fitted.wanted.model_name}: device arrays need an inference server on this machine, and none of "
+            "the addresses is this machine's: pass NumPy arrays",
         )
-        for name, (datatype, array) in tensors.items():
-            tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            if isinstance(array, DeviceArray):
-                placed.append(await self._memory.place(array, f"input {name!r}"))
-                name_region(tensor.parameters, placed[-1], array.nbytes)
-            else:
-                request.raw_input_contents.append(encode(datatype, array))
-        for name in wanted.output_names(signature):
-            tensor = request.outputs.add(name=name)
-            if name in targets:
-                placed.append(await self._memory.place(targets[name], f"output {name!r}"))
-                name_region(tensor.parameters, placed[-1], targets[name].nbytes)
-        set_parameters(request.parameters, wanted.parameters or {})
-        return request
 
-    async def _fitted(
-        self, wanted: Wanted, inputs: Inputs
-    ) -> tuple[dict[str, tuple[str, Any]], dict[str, DeviceArray], ModelSignature]:
-        signature = self._signatures.get(_key(wanted.model_name, wanted.version))
+    async def _send_device(self, server: Server, fitted: Fitted, request_id: str, left: float) -> Any:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + left
+        placed: list[Placed] = []
+        try:
+            try:
+                request = await request_of(fitted, request_id, server.memory, placed)
+            except (FailedPreconditionError, InvalidArgumentError) as error:
+                raise Failure(error, Kind.ABSENT) from None  # a server with another device may take it
+            except EnginehouseError as error:
+                raise Failure(error, kind_of(error)) from None
+            return await attempt(server, stub_of(server).ModelInfer, request, max(0.0, end - loop.time()))
+        finally:
+            if placed:
+                await server.memory.release(placed)
+
+    async def _fitted(self, wanted: Wanted, inputs: Inputs, timeout: float | None) -> Fitted:
+        signature = self._signatures.get(key_of(wanted.model_name, wanted.version))
         if signature is not None:
             try:
-                return fit_inputs(inputs, signature, wanted.casting), fit_targets(wanted.into, signature), signature
+                return _fit(wanted, inputs, signature)
             except InvalidArgumentError:
                 pass  # what we remember may be an older version's signature: ask before refusing
-        signature = await self.signature(wanted.model_name, wanted.version)
-        return fit_inputs(inputs, signature, wanted.casting), fit_targets(wanted.into, signature), signature
+        return _fit(wanted, inputs, await self.signature(wanted.model_name, wanted.version, timeout))
 
 
-async def _iterate(items: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
+def stub_of(server: Server) -> Any:
+    """The protocol's stub on a server's channel."""
+    return server.endpoint.stub(service_pb2_grpc.GRPCInferenceServiceStub)
+
+
+async def probe(server: Server) -> bool:
+    """Whether a server answers and says that it is ready."""
+    try:
+        return bool(await _ready(server, pb.ServerReadyRequest(), PROBE_SECONDS))
+    except EnginehouseError:
+        return False
+
+
+async def _ready(server: Server, request: Any, timeout: float) -> bool:
+    stub = stub_of(server)
+    method = stub.ModelReady if isinstance(request, pb.ModelReadyRequest) else stub.ServerReady
+    try:
+        return bool((await server.endpoint.unary(method, request, timeout=timeout)).ready)
+    except (NotFoundError, InvalidArgumentError):
+        return False
+
+
+def _answered(answers: Mapping[Server, Any]) -> list[Any]:
+    """The answers that are none of an error.
+
+    Raises:
+        EnginehouseError: there is none; the first server's.
+    """
+    found = [answer for answer in answers.values() if not isinstance(answer, EnginehouseError)]
+    if not found:
+        raise next(iter(answers.values()))
+    return found
+
+
+def _fit(wanted: Wanted, inputs: Inputs, signature: ModelSignature) -> Fitted:
+    return Fitted(wanted, fit_inputs(inputs, signature, wanted.casting), fit_targets(wanted.into, signature), signature)
 
 
 def _specs(tensors: Any) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in tensors)
-
-
-def _version(version: int | str | None) -> str:
-    return "" if version is None else str(version)
-
-
-def _key(model_name: str, version: int | str | None) -> tuple[str, str]:
-    return model_name, _version(version)

@@ -1,4 +1,4 @@
-"""The desired state of serving: load and unload models everywhere, and wait for the inference process we talk to."""
+"""The desired state of serving: load and unload models everywhere, and wait for the inference servers we talk to."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class AsyncServing:
         while True:
             away: EnginehouseError | None = None
             try:
-                if await self._inference.model_ready(model_name, version, timeout=min(timeout, 5.0)):
+                if await self._inference.ready_everywhere(model_name, version, timeout=min(timeout, 5.0)):
                     return
                 answered = time.monotonic()
                 failure = await self._failure(model_name, version)

@@ -8,6 +8,7 @@ from typing import Any
 
 from enginehouse.client.addresses import INFERENCE, OPTIMIZER, TELEMETRY, Addresses
 from enginehouse.client.aio import AsyncClient
+from enginehouse.client.balancing.policy import Balancing
 from enginehouse.client.calibrations import Calibrations
 from enginehouse.client.connection import TLS
 from enginehouse.client.fitting import Inputs
@@ -31,7 +32,7 @@ from enginehouse.names import DEFAULT_PROJECT
 
 
 class Client:
-    """A client of a project's optimizer, inference process and telemetry agent.
+    """A client of a project's optimizer, inference servers and telemetry agent.
 
     Channels and the background thread are made when they are first used. It may be used from several threads, and a
     process that forks while none of its calls runs may use it on both sides. Close it, or use it in a `with` block.
@@ -39,30 +40,42 @@ class Client:
 
     Args:
         optimizer: address of the optimizer, "host:port".
-        inference: address of an inference process.
+        inference: address of an inference server, or several (a list, or one text with commas). Requests are spread
+            over them, and over the servers that a name with several addresses stands for.
         telemetry: address of a telemetry agent.
         project: the project that ids belong to.
         timeout: seconds that a single call may take (uploads, downloads and streams may take longer).
         tls: how to speak TLS; plain text when None.
+        balancing: how requests are spread over inference servers and sent again; the defaults when None.
     """
 
     def __init__(
         self,
         optimizer: str = OPTIMIZER,
-        inference: str = INFERENCE,
+        inference: str | Sequence[str] = INFERENCE,
         telemetry: str = TELEMETRY,
         *,
         project: str = DEFAULT_PROJECT,
         timeout: float = 30.0,
         tls: TLS | None = None,
+        balancing: Balancing | None = None,
     ) -> None:
-        self._adopt(AsyncClient(optimizer, inference, telemetry, project=project, timeout=timeout, tls=tls))
+        inner = AsyncClient(
+            optimizer, inference, telemetry, project=project, timeout=timeout, tls=tls, balancing=balancing
+        )
+        self._adopt(inner)
 
     @classmethod
-    def from_environment(cls, variables: Mapping[str, str] | None = None, *, timeout: float = 30.0) -> Client:
+    def from_environment(
+        cls,
+        variables: Mapping[str, str] | None = None,
+        *,
+        timeout: float = 30.0,
+        balancing: Balancing | None = None,
+    ) -> Client:
         """A client of what the environment and the local stack name, as `AsyncClient.from_environment` says."""
         client = cls.__new__(cls)
-        client._adopt(AsyncClient.from_environment(variables, timeout=timeout))
+        client._adopt(AsyncClient.from_environment(variables, timeout=timeout, balancing=balancing))
         return client
 
     def _adopt(self, inner: AsyncClient) -> None:
@@ -208,11 +221,11 @@ class Client:
         return self._portal.run(self._inner.model_metadata(model_name, version))
 
     def model_ready(self, model_name: str, version: int | str | None = None) -> bool:
-        """Whether a version of a model (the newest served when None) can take requests."""
+        """Whether a server can take requests for a version of a model (the newest served when None)."""
         return self._portal.run(self._inner.model_ready(model_name, version))
 
     def model_index(self) -> list[ModelIndex]:
-        """Every model and version that the inference process knows, with its state and why it is in it."""
+        """Every model and version that the inference servers know, with its state and why it is in it."""
         return self._portal.run(self._inner.model_index())
 
     def ready(self, timeout: float = 5.0) -> dict[str, bool]:
