@@ -52,11 +52,11 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
 
 def test_a_comparison_is_written(tmp_path: Path) -> None:
     for name in ("one/r", "two/r"):
-        write_results(tmp_path / name, telemetry=False, gpu=True)
+        write_results(tmp_path / name, telemetry=False)
     sets = load_sets([tmp_path / "one/r", tmp_path / "two/r"])
     assert list(sets) == ["one/r", "two/r"], "folders of one name are told apart"
     files = write_comparison(compare(sets), tmp_path / "out", load_paper())
     text = files.markdown.read_text()
-    assert "C8" in text and "NVIDIA T4" in text and "1x (" in text
-    assert len(json.loads(files.json.read_text())["points"]) == 24
-    assert len(files.plots) == 6 and all(path.read_bytes().startswith(b"\x89PNG") for path in files.plots)
+    assert "C8" in text and "Test CPU" in text and "1x (" in text
+    assert len(json.loads(files.json.read_text())["points"]) == 12
+    assert len(files.plots) == 3 and all(path.read_bytes().startswith(b"\x89PNG") for path in files.plots)

@@ -11,6 +11,8 @@ from report_data import write_results
 
 from enginehouse.bench.store import append_lines
 from enginehouse.errors import InvalidArgumentError
+from enginehouse.paper import load_paper
+from enginehouse.report.claims import Verdict, judge
 from enginehouse.report.data import load_results
 from enginehouse.report.write import write_report
 
@@ -62,11 +64,9 @@ def test_committed_results_can_be_read() -> None:
 def test_results_of_one_machine_make_one_report(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a", TF_TRT, CPU), write(tmp_path / "b", NATIVE)
     (second / "rows.jsonl").rename(second / "paper.jsonl")
-    files = write_report(first, more=[second / "paper.jsonl"], output=tmp_path / "out")
-    claims = {claim["id"]: claim for claim in json.loads(files.json.read_text())["claims"]}
-    assert claims["C3"]["verdict"] == "confirmed" and "measured apart" in claims["C3"]["why"]
-    assert claims["C3"]["measured_ratio"] == pytest.approx(2.7)
-    assert claims["C5"]["measured_ratio"] == pytest.approx(2.7)
+    claims = {j.claim.id: j for j in judge(load_paper(), load_results(first, [second / "paper.jsonl"]))}
+    assert claims["C3"].verdict is Verdict.CONFIRMED and "measured apart" in claims["C3"].why
+    assert claims["C3"].measured == pytest.approx(2.7) == claims["C5"].measured
     alone = write_report(second / "paper.jsonl")
     assert alone.html.parent == second and "NVIDIA H200" in alone.html.read_text()
 
