@@ -1,22 +1,31 @@
-"""The batch queue under a simulated clock: nothing lost, duplicated or misrouted, and first in, first out."""
+"""The batch queue under a simulated clock: nothing lost, duplicated or misrouted, and the right one first."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
 import pytest
-from enginehouse_inference.batching.policy import Batch, BatchPolicy, BatchQueue, Entry, QueueFullError
+from enginehouse_inference.batching.policy import Batch, BatchPolicy, Entry, QueueFullError, QueuePolicy, TimeoutAction
+from enginehouse_inference.batching.queue import BatchQueue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+queues = st.builds(
+    QueuePolicy,
+    max_queue_size=st.integers(1, 12),
+    queue_timeout_ns=st.sampled_from([None, 30]),
+    timeout_action=st.sampled_from(TimeoutAction),
+    allow_timeout_override=st.booleans(),
+)
 policies = st.builds(
     BatchPolicy,
     max_batch_size=st.integers(1, 8),
     join=st.booleans(),
     max_queue_delay_ns=st.sampled_from([0, 5, 20]),
     preferred_batch_sizes=st.sampled_from([(), (2,), (3, 6)]),
-    max_queue_size=st.integers(1, 12),
-    queue_timeout_ns=st.sampled_from([None, 30]),
+    queue=queues,
+    levels=st.one_of(st.just(()), st.tuples(queues, queues, queues)),
+    default_level=st.just(3),
 )
 
 
@@ -30,17 +39,21 @@ class Arrival:
     deadline: int | None
     cancel_after: int | None
     alone: bool
+    priority: int
+    timeout: int | None
 
 
 arrivals = st.lists(
     st.builds(
         Arrival,
-        gap=st.integers(0, 10),
-        rows=st.integers(1, 20),
-        shape=st.sampled_from("ab"),
+        gap=st.sampled_from([0, 0, 0, 1, 2, 10]),
+        rows=st.sampled_from([1, 1, 1, 2, 3, 20]),
+        shape=st.sampled_from("aaab"),
         deadline=st.sampled_from([None, None, 3, 25]),
         cancel_after=st.sampled_from([None, None, None, 1, 12]),
         alone=st.sampled_from([False, False, True]),
+        priority=st.integers(0, 4),
+        timeout=st.sampled_from([None, None, 2, 40]),
     ),
     max_size=25,
 )
@@ -55,6 +68,8 @@ class Simulation:
     cost: int
     now: int = 0
     batches: list[tuple[int, Batch[int]]] = field(default_factory=list)
+    # For each batch what waited: level, whether it was delayed, and shape.
+    waiting: list[dict[int, tuple[int, bool, object]]] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)
     expired: set[int] = field(default_factory=set)
     cancelled: set[int] = field(default_factory=set)
@@ -81,8 +96,15 @@ class Simulation:
                 events.remove(event)
                 self._happen(queue, event, arrivals)
             self.expired |= {entry.item for entry in queue.expire(self.now)}
-            while len(busy) < self.instances and (batch := queue.take(self.now)) is not None:
+            while len(busy) < self.instances:
+                waiting = {n: (e.level, e.delayed, e.shape) for n, e in self.entries.items() if not e.gone}
+                ready = queue.ready(self.now)
+                batch = queue.take(self.now)
+                assert ready == (batch is not None)
+                if batch is None:
+                    break
                 self.batches.append((self.now, batch))
+                self.waiting.append(waiting)
                 busy.append(self.now + self.cost)
             if len(busy) < self.instances and len(queue):
                 wake = queue.next_event_ns()
@@ -95,7 +117,14 @@ class Simulation:
             deadline = None if arrival.deadline is None else self.now + arrival.deadline
             try:
                 self.entries[number] = queue.add(
-                    number, arrival.rows, arrival.shape, self.now, deadline, alone=arrival.alone
+                    number,
+                    arrival.rows,
+                    arrival.shape,
+                    self.now,
+                    deadline,
+                    alone=arrival.alone,
+                    priority=arrival.priority,
+                    timeout_ns=arrival.timeout,
                 )
             except QueueFullError:
                 self.refused.add(number)
@@ -138,19 +167,48 @@ def test_every_request_is_served_once_or_says_why_not(
     assert not rows.keys() & simulation.refused
 
 
-@settings(max_examples=100, deadline=None)
-@given(policies, arrivals, st.integers(1, 3), st.sampled_from([1, 7, 15]))
-def test_first_in_first_out_within_a_shape(
+@settings(max_examples=200, deadline=None)
+@given(policies, arrivals, st.integers(1, 2), st.sampled_from([1, 7, 15]))
+def test_the_highest_priority_first_and_then_first_in_first_out(
     policy: BatchPolicy, arrivals: list[Arrival], instances: int, cost: int
 ) -> None:
     simulation = Simulation(policy, instances, cost)
     simulation.run(arrivals)
-    order: dict[object, list[int]] = {}
-    for _, batch in simulation.batches:
-        for part in batch.slices:
-            order.setdefault(part.entry.shape, []).append(part.entry.item)
-    for numbers in order.values():
-        assert numbers == sorted(numbers)
+    for (_, batch), waiting in zip(simulation.batches, simulation.waiting, strict=True):
+        shape = batch.slices[0].entry.shape
+        # By level, then those whose time is not over; of these the first to come.
+        line = sorted(
+            (level, delayed, 0 if delayed else number)
+            for number, (level, delayed, its_shape) in waiting.items()
+            if its_shape is shape
+        )
+        taken = [
+            (level, delayed, 0 if delayed else part.entry.item)
+            for part in batch.slices
+            for level, delayed, _ in [waiting[part.entry.item]]
+        ]
+        assert taken == line[: len(taken)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(policies, arrivals, st.integers(1, 2), st.sampled_from([7, 15]))
+def test_a_level_holds_what_it_may_and_a_delay_drops_nothing(
+    policy: BatchPolicy, arrivals: list[Arrival], instances: int, cost: int
+) -> None:
+    simulation = Simulation(policy, instances, cost)
+    simulation.run(arrivals)
+    for waiting in simulation.waiting:
+        levels = [level for level, _, _ in waiting.values()]
+        assert all(levels.count(level) <= policy.waiting(level).max_queue_size for level in levels)
+    for number in simulation.expired:
+        entry, arrival = simulation.entries[number], arrivals[number]
+        waits = policy.waiting(entry.level)
+        if waits.timeout_action is TimeoutAction.DELAY:
+            assert arrival.deadline is not None and entry.deadline_ns == entry.arrived_ns + arrival.deadline
+        else:
+            asked = arrival.timeout if waits.allow_timeout_override else None
+            limits = [n for n in (arrival.deadline, waits.queue_timeout_ns, asked) if n is not None]
+            assert entry.deadline_ns == entry.arrived_ns + min(limits)
 
 
 @settings(max_examples=100, deadline=None)
@@ -213,7 +271,7 @@ def test_the_shape_that_waited_longest_leaves_first() -> None:
 
 
 def test_a_full_queue_refuses_and_takes_again_when_one_leaves() -> None:
-    queue = fill(BatchPolicy(max_batch_size=1, max_queue_size=2), 1, 1)
+    queue = fill(BatchPolicy(max_batch_size=1, queue=QueuePolicy(max_queue_size=2)), 1, 1)
     with pytest.raises(QueueFullError):
         queue.add(2, 1, "a", 0)
     queue.take(0)
@@ -232,7 +290,7 @@ def test_forgotten_deadlines_do_not_pile_up() -> None:
     for number in range(10_000):
         queue.add(number, 1, "a", number, deadline_ns=10**12)
         queue.take(number)
-    assert len(queue._deadlines) < 200
+    assert len(queue._alarms) < 200
     assert queue.next_event_ns() is None
 
 
@@ -250,3 +308,46 @@ def test_a_request_that_is_alone_waits_for_no_delay_and_is_not_cut() -> None:
     queue.add(1, 7, "a", 1, alone=True)
     assert (batch := queue.take(1)) is not None and [s.entry.item for s in batch.slices] == [1] and batch.rows == 7
     assert queue.take(1) is None
+
+
+def test_a_higher_priority_leaves_first_and_takes_lower_ones_along() -> None:
+    policy = BatchPolicy(max_batch_size=3, levels=(QueuePolicy(), QueuePolicy()), default_level=2)
+    queue: BatchQueue[int] = BatchQueue(policy)
+    for number, priority in enumerate((2, 0, 1, 9)):
+        queue.add(number, 1, "a", 0, priority=priority)
+    assert taken(queue) == [(2, 0, 1), (0, 0, 1), (1, 0, 1)]
+    assert taken(queue) == [(3, 0, 1)]
+
+
+def test_each_level_has_a_queue_of_its_own() -> None:
+    policy = BatchPolicy(levels=(QueuePolicy(max_queue_size=2), QueuePolicy(max_queue_size=1)), default_level=2)
+    queue: BatchQueue[int] = BatchQueue(policy)
+    queue.add(0, 1, "a", 0)
+    with pytest.raises(QueueFullError) as full:
+        queue.add(1, 1, "a", 0, priority=2)
+    assert (full.value.limit, full.value.level) == (1, 2)
+    queue.add(2, 1, "a", 0, priority=1)
+    queue.add(3, 1, "a", 0, priority=1)
+    with pytest.raises(QueueFullError):
+        queue.add(4, 1, "a", 0, priority=1)
+
+
+def test_a_request_whose_time_is_over_is_delayed_and_its_client_still_heard() -> None:
+    delaying = QueuePolicy(queue_timeout_ns=10, timeout_action=TimeoutAction.DELAY)
+    queue: BatchQueue[int] = BatchQueue(BatchPolicy(max_batch_size=1, queue=delaying))
+    queue.add(0, 1, "a", 0)
+    queue.add(1, 1, "a", 0, deadline_ns=15)
+    assert queue.next_event_ns() == 0 and queue.next_alarm_ns() == 10
+    assert queue.expire(10) == []
+    queue.add(2, 1, "a", 11)
+    assert [entry.item for entry in queue.expire(15)] == [1]
+    assert taken(queue, 15) == [(2, 0, 1)]
+    assert taken(queue, 15) == [(0, 0, 1)]
+
+
+def test_a_request_may_shorten_its_time_and_not_lengthen_it() -> None:
+    queue: BatchQueue[int] = BatchQueue(BatchPolicy(queue=QueuePolicy(queue_timeout_ns=10)))
+    assert queue.add(0, 1, "a", 0, timeout_ns=3).deadline_ns == 3
+    assert queue.add(1, 1, "a", 0, timeout_ns=30).deadline_ns == 10
+    queue.policy = BatchPolicy(queue=QueuePolicy(allow_timeout_override=False))
+    assert queue.add(2, 1, "a", 0, timeout_ns=3).deadline_ns is None

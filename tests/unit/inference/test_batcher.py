@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from enginehouse_inference.batching.batcher import Answer, Batcher
-from enginehouse_inference.batching.policy import BatchPolicy
+from enginehouse_inference.batching.policy import BatchPolicy, QueuePolicy
 from enginehouse_inference.batching.rows import RequestInput
 from enginehouse_inference.models.statistics import Statistics
 
@@ -75,10 +75,12 @@ class Engine:
         return InferenceResult(tensors, frame, self.released.append)
 
 
-def batcher(engine: Engine, statistics: Statistics | None = None, concurrency: int = 1, **policy: Any) -> Batcher:
+def batcher(
+    engine: Engine, statistics: Statistics | None = None, concurrency: int = 1, queue: Any = None, **policy: Any
+) -> Batcher:
     return Batcher(
         "'m'",
-        policy=BatchPolicy(**{"max_batch_size": 4, **policy}),
+        policy=BatchPolicy(**{"max_batch_size": 4, "queue": QueuePolicy(**(queue or {})), **policy}),
         batched=True,
         instances=1,
         outputs=("y", "z"),
@@ -174,7 +176,7 @@ async def test_a_client_that_leaves_while_its_batch_runs_leaks_nothing() -> None
 
 async def test_deadlines_and_full_queues() -> None:
     engine = Engine(free=False)
-    shell = batcher(engine, max_queue_size=1, queue_timeout_ns=20_000_000)
+    shell = batcher(engine, queue={"max_queue_size": 1, "queue_timeout_ns": 20_000_000})
     running = asyncio.create_task(ask(shell, 1))
     waiting = asyncio.create_task(ask(shell, 2))
     await asyncio.sleep(0)

@@ -6,14 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from enginehouse_inference.models.plan import (
-    Batching,
-    Loading,
-    QueueDefaults,
-    VersionPlan,
-    plan_from_config,
-    plan_from_load,
-)
+from enginehouse_inference.models.batching import Batching, QueueDefaults, Queueing
+from enginehouse_inference.models.load_request import plan_from_load
+from enginehouse_inference.models.plan import Loading, VersionPlan, plan_from_config
 
 from enginehouse.errors import InvalidArgumentError
 from enginehouse.v1 import serving_pb2
@@ -37,7 +32,7 @@ def test_a_configuration_says_everything() -> None:
         VersionPlan(2, "projects/default/engines/e2"),
     )
     assert plan.loading == Loading(instances=3, warmup=(4,), options=(("a", "1"), ("b", "2")))
-    assert plan.batching == Batching(16, 500_000, (4, 8), 0, 1_000_000_000)
+    assert plan.batching == Batching(16, 500_000, (4, 8), Queueing(0, 1_000_000_000))
 
 
 def test_an_empty_configuration_means_the_defaults() -> None:
@@ -48,8 +43,8 @@ def test_an_empty_configuration_means_the_defaults() -> None:
     assert [v.version for v in plan.versions] == [2]
     assert plan.loading == Loading(1, None, ())
     policy = plan.batching.policy(True, 8, QueueDefaults(77))
-    assert (policy.max_batch_size, policy.join, policy.max_queue_size) == (8, True, 77)
-    assert (policy.max_queue_delay_ns, policy.queue_timeout_ns) == (0, None)
+    assert (policy.max_batch_size, policy.join, policy.queue.max_queue_size) == (8, True, 77)
+    assert (policy.max_queue_delay_ns, policy.queue.queue_timeout_ns, policy.levels) == (0, None, ())
 
 
 @pytest.mark.parametrize(

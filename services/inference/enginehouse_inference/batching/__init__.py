@@ -1,1 +1,1 @@
-"""Dynamic batching: a pure queue that decides (policy), and the asyncio shell that waits and runs (batcher)."""
+"""Dynamic batching: a pure queue that decides (queue), device turns, and the shell that waits and runs (batcher)."""

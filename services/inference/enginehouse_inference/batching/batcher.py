@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Protocol
 
 from enginehouse.errors import (
@@ -19,8 +18,13 @@ from enginehouse.errors import (
 from enginehouse.workers.link import InferenceResult
 from enginehouse.workers.regions import Place
 from enginehouse.workers.tensors import TensorInput
-from enginehouse_inference.batching.policy import Batch, BatchPolicy, BatchQueue, Entry, QueueFullError
-from enginehouse_inference.batching.rows import OutputRows, RequestInput, input_rows, output_rows
+from enginehouse_inference.batching.policy import Batch, BatchPolicy, QueueFullError
+from enginehouse_inference.batching.queue import BatchQueue
+from enginehouse_inference.batching.request import Answer, Request, join, reject
+from enginehouse_inference.batching.rows import RequestInput, input_rows, output_rows
+from enginehouse_inference.batching.turns import DeviceTurns, Turn
+
+__all__ = ["Answer", "Batcher", "Observer", "Run"]
 
 
 class Observer(Protocol):
@@ -37,33 +41,6 @@ class Run(Protocol):
     ) -> Awaitable[InferenceResult]: ...
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A request's rows of every output, and where its time went (the longest of its batches).
-
-    `results` keep the shared memory that the outputs' parts look into; drop the answer when they have been read.
-    """
-
-    outputs: tuple[OutputRows, ...]
-    results: tuple[InferenceResult, ...]
-    queue_ns: int
-    input_ns: int
-    compute_ns: int
-    output_ns: int
-
-
-@dataclass(eq=False)
-class _Request:
-    inputs: Sequence[RequestInput]
-    outputs: frozenset[str]
-    future: asyncio.Future[Answer]
-    places: Sequence[Place] = ()
-    # What is computed of it, by first row.
-    pieces: dict[int, tuple[Mapping[str, OutputRows], InferenceResult]] = field(default_factory=dict)
-    done: int = 0
-    started_ns: int = 0
-
-
 class Batcher:
     """Batches requests for one version of a model.
 
@@ -74,6 +51,8 @@ class Batcher:
         concurrency: batches that one instance takes at once, to copy one while it computes another. Beyond the first,
             an instance gets large ones only: small ones do better to grow while they wait.
         outputs: all output names, in the signature's order.
+        device: limits the batches of all models of a device; None does not.
+        share: of the device's time, beside other models.
     """
 
     def __init__(
@@ -88,9 +67,11 @@ class Batcher:
         observer: Observer,
         clock: Callable[[], int] = time.monotonic_ns,
         concurrency: int = 1,
+        device: DeviceTurns | None = None,
+        share: int = 1,
     ) -> None:
         self._name = name
-        self._queue: BatchQueue[_Request] = BatchQueue(policy)
+        self._queue: BatchQueue[Request] = BatchQueue(policy)
         self._batched = batched
         self._instances = instances
         self._slots = instances * concurrency
@@ -99,6 +80,9 @@ class Batcher:
         self._run = run
         self._observer = observer
         self._clock = clock
+        self._turns = device.join(self._pump, share) if device is not None else None
+        # A batch could leave, and others compute.
+        self._held = False
         self._timer: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._closed = ""
@@ -119,6 +103,11 @@ class Batcher:
         self._queue.policy = policy
         self._pump()
 
+    def set_share(self, share: int) -> None:
+        """Have another share of the device's time from now on."""
+        if self._turns is not None:
+            self._turns.share = share
+
     async def infer(
         self,
         inputs: Sequence[RequestInput],
@@ -129,6 +118,8 @@ class Batcher:
         deadline_ns: int | None = None,
         alone: bool = False,
         places: Sequence[Place] = (),
+        priority: int = 0,
+        timeout_ns: int | None = None,
     ) -> Answer:
         """Queue a request, wait for its rows. Cancelling takes it out of the queue.
 
@@ -139,6 +130,8 @@ class Batcher:
             deadline_ns: on the clock; a request not begun by then is not computed.
             alone: run it as a batch of its own, uncut, as one that uses device memory must be.
             places: outputs that the worker writes into device memory; only with `alone`.
+            priority: from 1, which leaves first; 0 is the model's default.
+            timeout_ns: how long to wait in the queue at most, where the policy lets requests say so.
 
         Raises:
             ResourceExhaustedError: the queue is full.
@@ -150,17 +143,13 @@ class Batcher:
         now = self._clock()
         if deadline_ns is not None and deadline_ns <= now:
             raise DeadlineExceededError(f"model {self._name}: the deadline passed before the request was queued")
-        request = _Request(inputs, outputs, asyncio.get_running_loop().create_future(), places)
+        request = Request(inputs, outputs, asyncio.get_running_loop().create_future(), places)
         try:
-            entry = self._queue.add(request, rows, shape, now, deadline_ns, alone=alone)
-        except QueueFullError:
-            limit = self._queue.policy.max_queue_size
-            raise ResourceExhaustedError(
-                f"model {self._name}: {limit} requests wait already: try again later, raise the serving "
-                "configuration's max_queue_size, or add instances",
-                details={"model": self._name, "max_queue_size": str(limit)},
-                retry_after_seconds=0.1,
-            ) from None
+            entry = self._queue.add(
+                request, rows, shape, now, deadline_ns, alone=alone, priority=priority, timeout_ns=timeout_ns
+            )
+        except QueueFullError as full:
+            raise self._queue_full(full) from None
         self._idle.clear()
         self._pump()
         try:
@@ -177,26 +166,46 @@ class Batcher:
         """Take no more requests; return when those that wait or run are answered."""
         self._closed = reason
         await self._idle.wait()
+        if self._turns is not None:
+            self._turns.leave()
 
     def fail(self, error: EnginehouseError) -> None:
         """Answer everything that waits with an error."""
         for entry in self._queue.drain():
-            _reject(entry, error)
+            reject(entry, error)
         self._settle()
+
+    def _queue_full(self, full: QueueFullError) -> ResourceExhaustedError:
+        where = f" at priority {full.level}" if full.level else ""
+        return ResourceExhaustedError(
+            f"model {self._name}: {full.limit} requests wait already{where}: try again later, raise the serving "
+            "configuration's max_queue_size, or add instances",
+            details={"model": self._name, "max_queue_size": str(full.limit)},
+            retry_after_seconds=0.1,
+        )
 
     def _pump(self) -> None:
         now = self._clock()
         for entry in self._queue.expire(now):
             waited = (now - entry.arrived_ns) / 1e6
-            _reject(
+            reject(
                 entry,
                 DeadlineExceededError(f"model {self._name}: the deadline passed after {waited:.1f} ms in the queue"),
             )
-        while self._busy < self._slots and (batch := self._queue.take(now, self._least())) is not None:
+        self._held = False
+        while self._busy < self._slots:
+            turn = None
+            # A batch grows, and its requests may leave, while it waits for the device.
+            if self._turns is not None and self._queue.ready(now, self._least()):
+                turn = self._turns.take()
+                self._held = turn is None
+            batch = None if self._held else self._queue.take(now, self._least())
+            if batch is None:
+                break
             self._busy += 1
             for part in batch.slices:
                 part.entry.item.started_ns = part.entry.item.started_ns or now
-            self._running.add(asyncio.create_task(self._execute(batch)))
+            self._running.add(asyncio.create_task(self._execute(batch, turn)))
         self._set_timer(now)
         self._settle()
 
@@ -212,24 +221,29 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        # Where all instances compute, time alone lets nothing leave.
-        idle = self._busy < self._instances
-        event = self._queue.next_event_ns() if idle else self._queue.next_deadline_ns()
+        # Where all instances compute, or other models do, time alone lets nothing leave.
+        idle = self._busy < self._instances and not self._held
+        event = self._queue.next_event_ns() if idle else self._queue.next_alarm_ns()
         if event is not None:
             self._timer = asyncio.get_running_loop().call_later(max(event - now, 0) / 1e9, self._pump)
 
-    async def _execute(self, batch: Batch[_Request]) -> None:
+    async def _execute(self, batch: Batch[Request], turn: Turn | None) -> None:
+        begin, used = self._clock(), None
         try:
-            await self._attempt(batch)
+            used = await self._attempt(batch)
         finally:
             self._busy -= 1
             # This task ends with the call that starts the next batch.
             task = asyncio.current_task()
             if task is not None:
                 self._running.discard(task)
+            # First it says what else it wants, so that the device chooses among all.
             self._pump()
+            if turn is not None:
+                turn.end(used if used is not None else self._clock() - begin)
 
-    async def _attempt(self, batch: Batch[_Request]) -> None:
+    async def _attempt(self, batch: Batch[Request]) -> int | None:
+        """Run a batch and answer its requests; returns the device time that it took, where that is known."""
         try:
             wanted = frozenset().union(*(s.entry.item.outputs for s in batch.slices))
             names = [name for name in self._outputs if name in wanted]
@@ -241,10 +255,11 @@ class Batcher:
             result = await self._run(input_rows(batch, self._batched, lambda r: r.inputs), names, latest, places)
             self._observer.executed(batch.rows, result)
             self._hand_out(batch, result)
+            return result.compute_ns
         except (InternalError, InvalidArgumentError) as error:
             if len(batch.slices) == 1:
                 self._reject_all(batch, error)
-                return
+                return None
             # One request's values may have failed the others': each on its own tells whose.
             for part in batch.slices:
                 if not part.entry.item.future.done():
@@ -253,13 +268,14 @@ class Batcher:
             self._reject_all(batch, error)
         except Exception as error:
             self._reject_all(batch, InternalError(f"model {self._name}: {type(error).__name__}: {error}"))
+        return None
 
-    def _reject_all(self, batch: Batch[_Request], error: EnginehouseError) -> None:
+    def _reject_all(self, batch: Batch[Request], error: EnginehouseError) -> None:
         for part in batch.slices:
             self._queue.remove(part.entry)
-            _reject(part.entry, error)
+            reject(part.entry, error)
 
-    def _hand_out(self, batch: Batch[_Request], result: InferenceResult) -> None:
+    def _hand_out(self, batch: Batch[Request], result: InferenceResult) -> None:
         shares = output_rows(result.outputs, [s.rows for s in batch.slices], self._batched, self._name)
         for part, share in zip(batch.slices, shares, strict=True):
             request = part.entry.item
@@ -269,31 +285,6 @@ class Batcher:
             request.done += part.rows
             if request.done == part.entry.rows:
                 try:
-                    request.future.set_result(_join(part.entry, self._outputs))
+                    request.future.set_result(join(part.entry, self._outputs))
                 except InternalError as error:  # of its pieces alone: not of the others of this batch
-                    _reject(part.entry, error)
-
-
-def _reject(entry: Entry[_Request], error: EnginehouseError) -> None:
-    if not entry.item.future.done():
-        copy = type(error)(error.message, details=error.details, retry_after_seconds=error.retry_after_seconds)
-        entry.item.future.set_exception(copy)
-        entry.item.pieces = {}
-
-
-def _join(entry: Entry[_Request], order: Sequence[str]) -> Answer:
-    request = entry.item
-    pieces = [request.pieces[start] for start in sorted(request.pieces)]
-    # Shared memory is freed when the answer is dropped, not when this request's entry is.
-    request.pieces = {}
-    results = tuple(result for _, result in pieces)
-    return Answer(
-        outputs=tuple(
-            OutputRows.join([share[name] for share, _ in pieces]) for name in order if name in request.outputs
-        ),
-        results=results,
-        queue_ns=request.started_ns - entry.arrived_ns + max(r.queue_ns for r in results),
-        input_ns=max(r.input_ns for r in results),
-        compute_ns=max(r.compute_ns for r in results),
-        output_ns=max(r.output_ns for r in results),
-    )
+                    reject(part.entry, error)

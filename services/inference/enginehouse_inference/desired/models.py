@@ -11,8 +11,9 @@ from enginehouse.errors import AbortedError, FailedPreconditionError, NotFoundEr
 from enginehouse.v1 import serving_pb2
 from enginehouse_inference.desired.fetch import EngineCache
 from enginehouse_inference.models.catalog import Catalog
+from enginehouse_inference.models.load_request import plan_from_load
 from enginehouse_inference.models.manager import ModelManager
-from enginehouse_inference.models.plan import ModelPlan, plan_from_config, plan_from_load
+from enginehouse_inference.models.plan import ModelPlan, plan_from_config
 
 _log = structlog.get_logger("desired")
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from enginehouse.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from enginehouse_inference.batching.turns import DeviceTurns
 from enginehouse_inference.devices.devices import Devices
 from enginehouse_inference.models.catalog import Catalog, State
 from enginehouse_inference.models.plan import Loading, ModelPlan, QueueDefaults, VersionPlan
@@ -44,7 +45,12 @@ class ModelManager:
     """Loads, replaces and unloads versions so that the catalog comes to match the plans.
 
     Of one model, a new version is loaded before an old one is unloaded, and when the new one cannot be loaded the old
-    one stays. Models do not wait for each other, but for their turn in the worker.
+    one stays. Models do not wait for each other, but for one of the few loads at a time and their turn in the worker.
+
+    Args:
+        device_batches: batches that a device computes at once, of all models together; 0: as many as they have
+            instances.
+        concurrent_loads: engines that are fetched and loaded at once.
     """
 
     def __init__(
@@ -55,6 +61,8 @@ class ModelManager:
         *,
         defaults: QueueDefaults | None = None,
         drain_seconds: float = 25.0,
+        device_batches: int = 0,
+        concurrent_loads: int = 4,
     ) -> None:
         self._catalog = catalog
         self._devices = devices
@@ -64,6 +72,10 @@ class ModelManager:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._plans: dict[str, ModelPlan | None] = {}
         self._loads = itertools.count(1)
+        self._device_batches = device_batches
+        self._turns: dict[str, DeviceTurns] = {}
+        # Fetching, checking and loading many engines at once would leave requests too little of the machine.
+        self._loading = asyncio.Semaphore(concurrent_loads)
 
     def want(self, name: str, plan: ModelPlan | None) -> asyncio.Task[None]:
         """Serve a model by a plan from now on, or not at all.
@@ -132,12 +144,13 @@ class ModelManager:
         slot = self._catalog.slot(plan.name, version.version)
         current = slot.serving
         if current is not None and current.ready and (current.plan, current.loading) == (version, plan.loading):
-            current.set_batching(plan.batching)
+            current.follow(plan)
             self._catalog.set_state(plan.name, version.version, State.READY)
             return
         self._catalog.set_state(plan.name, version.version, State.LOADING)
         try:
-            loaded = await self._load(plan, version)
+            async with self._loading:
+                loaded = await self._load(plan, version)
         except EnginehouseError as error:
             _log.error("load failed", model=plan.name, version=version.version, reason=error.message)
             self._catalog.set_state(plan.name, version.version, State.UNAVAILABLE, error.message)
@@ -175,17 +188,21 @@ class ModelManager:
             changed=lambda: self._catalog.changed(plan.name),
         )
         return ModelVersion(
-            plan.name,
+            plan,
             version,
-            plan.loading,
-            plan.batching,
             key=key,
             worker=worker,
             loaded=loaded,
             engine=engine,
             statistics=self._catalog.slot(plan.name, version.version).statistics,
             defaults=self._defaults,
+            turns=self._device_turns(worker.device),
         )
+
+    def _device_turns(self, device: str) -> DeviceTurns | None:
+        if not self._device_batches:
+            return None
+        return self._turns.setdefault(device, DeviceTurns(self._device_batches))
 
     async def _retire(self, name: str, number: int) -> None:
         slot = self._catalog.slot(name, number)
@@ -212,6 +229,7 @@ def _read_engine(directory: Path) -> tuple[EngineInfo, tuple[int, ...]]:
             directory=directory,
             device_kind=str(device.get("kind", "")),
             device_product=str(device.get("product", "")),
+            optimal_batch_size=_optimal(manifest),
         )
         largest = int(manifest.get("max_batch_size") or 0) if manifest.get("batched") else 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -219,6 +237,12 @@ def _read_engine(directory: Path) -> tuple[EngineInfo, tuple[int, ...]]:
             f"{directory} is not an engine's directory: expected an engine.json with its backend ({error!r})"
         ) from error
     return info, (1, largest) if largest > 1 else (1,)
+
+
+def _optimal(manifest: Mapping[str, Any]) -> int:
+    """The batch size that the profile for the largest batches was optimized for."""
+    profiles = [*manifest.get("profiles", ()), *([manifest["profile"]] if manifest.get("profile") else ())]
+    return max((int(profile.get("opt", 0)) for profile in profiles), default=0)
 
 
 def _warmup(loading: Loading, default: Iterable[int]) -> tuple[int, ...]:

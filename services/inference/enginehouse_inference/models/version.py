@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from enginehouse.errors import InvalidArgumentError, UnavailableError
 from enginehouse.workers.link import LoadedModel
 from enginehouse_inference.batching.batcher import Answer, Batcher
+from enginehouse_inference.batching.policy import BatchPolicy
+from enginehouse_inference.batching.turns import DeviceTurns
 from enginehouse_inference.devices.supervisor import DeviceWorker
-from enginehouse_inference.models.plan import Batching, Loading, QueueDefaults, VersionPlan
+from enginehouse_inference.models.batching import Batching, QueueDefaults
+from enginehouse_inference.models.plan import ModelPlan, VersionPlan
+from enginehouse_inference.models.response_cache import ResponseCache, cache_key
 from enginehouse_inference.models.statistics import Statistics
 from enginehouse_inference.protocol.request import CheckedRequest, Signature
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What `engine.json` says that clients see."""
+    """What `engine.json` says that clients see.
+
+    `optimal_batch_size`: that of the profile for the largest batches; 0 when there is none.
+    """
 
     backend: str
     backend_version: str
@@ -27,17 +33,22 @@ class EngineInfo:
     directory: Path
     device_kind: str = ""
     device_product: str = ""
+    optimal_batch_size: int = 0
 
 
 class ModelVersion:
-    """A loaded engine with its queue. `key` is its name in the worker."""
+    """A loaded engine with its queue. `key` is its name in the worker.
+
+    Args:
+        model: what is served under its name, this version among it.
+        plan: this version.
+        turns: limits the batches of all models of the device; None does not.
+    """
 
     def __init__(
         self,
-        model: str,
+        model: ModelPlan,
         plan: VersionPlan,
-        loading: Loading,
-        batching: Batching,
         *,
         key: str,
         worker: DeviceWorker,
@@ -45,11 +56,12 @@ class ModelVersion:
         engine: EngineInfo,
         statistics: Statistics,
         defaults: QueueDefaults,
+        turns: DeviceTurns | None = None,
     ) -> None:
-        self.model = model
+        self.model = model.name
         self.plan = plan
-        self.loading = loading
-        self.batching = batching
+        self.loading = model.loading
+        self.batching = model.batching
         self.key = key
         self.worker = worker
         self.loaded = loaded
@@ -61,15 +73,18 @@ class ModelVersion:
             batched=loaded.batched,
         )
         self._defaults = defaults
+        self.cache = ResponseCache(model.response_cache_bytes)
         self.batcher = Batcher(
-            f"{model!r}",
-            policy=batching.policy(loaded.batched, loaded.max_batch_size, defaults),
+            f"{model.name!r}",
+            policy=self._policy(model.batching),
             batched=loaded.batched,
-            instances=loading.instances,
+            instances=model.loading.instances,
             outputs=tuple(self.signature.outputs),
             run=lambda inputs, outputs, deadline_ns, places: worker.infer(key, inputs, outputs, deadline_ns, places),
             observer=statistics,
             concurrency=loaded.concurrency,
+            device=turns,
+            share=model.batching.device_share,
         )
 
     @property
@@ -86,10 +101,12 @@ class ModelVersion:
         """Whether the worker has it loaded now."""
         return self.worker.ready(self.key)
 
-    def set_batching(self, batching: Batching) -> None:
-        """Batch by another configuration from now on."""
-        self.batching = batching
-        self.batcher.set_policy(batching.policy(self.loaded.batched, self.loaded.max_batch_size, self._defaults))
+    def follow(self, model: ModelPlan) -> None:
+        """Batch and keep answers by another plan from now on; what it says of loading is not looked at."""
+        self.batching = model.batching
+        self.batcher.set_share(model.batching.device_share)
+        self.batcher.set_policy(self._policy(model.batching))
+        self.cache.resize(model.response_cache_bytes)
 
     async def infer(self, request: CheckedRequest, deadline_ns: int | None) -> Answer:
         """Compute a request.
@@ -109,9 +126,15 @@ class ModelVersion:
                 f"model {self.model!r}: {request.rows} rows: expected at most {limit} (the engine's largest batch) in "
                 "a request that uses CUDA shared memory, which is not split"
             )
-        if request.timeout_ns is not None:
-            latest = time.monotonic_ns() + request.timeout_ns
-            deadline_ns = latest if deadline_ns is None else min(deadline_ns, latest)
+        if not self.cache or (key := cache_key(request)) is None:
+            return await self._compute(request, deadline_ns)
+        answer = self.cache.find(key)
+        if answer is None:
+            answer = await self._compute(request, deadline_ns)
+            self.cache.keep(key, answer)
+        return answer
+
+    async def _compute(self, request: CheckedRequest, deadline_ns: int | None) -> Answer:
         return await self.batcher.infer(
             request.inputs,
             rows=request.rows,
@@ -120,7 +143,13 @@ class ModelVersion:
             deadline_ns=deadline_ns,
             alone=bool(request.device_memory),
             places=request.places,
+            priority=request.priority,
+            timeout_ns=request.timeout_ns,
         )
+
+    def _policy(self, batching: Batching) -> BatchPolicy:
+        loaded = self.loaded
+        return batching.policy(loaded.batched, loaded.max_batch_size, self._defaults, self.engine.optimal_batch_size)
 
     async def close(self, drain_seconds: float) -> None:
         """Answer what waits and runs, then unload."""

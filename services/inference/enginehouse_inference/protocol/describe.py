@@ -8,6 +8,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from enginehouse.workers.tensors import TensorSpec
+from enginehouse_inference.batching.policy import QueuePolicy, TimeoutAction
 from enginehouse_inference.devices.devices import gpu_index
 from enginehouse_inference.models.version import ModelVersion
 
@@ -69,11 +70,21 @@ def config(version: ModelVersion) -> Any:
         batching = message.dynamic_batching
         batching.preferred_batch_size.extend(policy.preferred_batch_sizes)
         batching.max_queue_delay_microseconds = policy.max_queue_delay_ns // 1000
-        queue = batching.default_queue_policy
-        queue.max_queue_size = policy.max_queue_size
-        queue.default_timeout_microseconds = (policy.queue_timeout_ns or 0) // 1000
-        queue.allow_timeout_override = True
+        _describe_queue(policy.queue, batching.default_queue_policy)
+        batching.priority_levels = len(policy.levels)
+        batching.default_priority_level = policy.default_level if policy.levels else 0
+        for level, queue in enumerate(policy.levels, 1):
+            _describe_queue(queue, batching.priority_queue_policy[level])
+    message.response_cache.enable = bool(version.cache)
     return message
+
+
+def _describe_queue(policy: QueuePolicy, message: Any) -> None:
+    delays = policy.timeout_action is TimeoutAction.DELAY
+    message.timeout_action = message.DELAY if delays else message.REJECT
+    message.max_queue_size = policy.max_queue_size
+    message.default_timeout_microseconds = (policy.queue_timeout_ns or 0) // 1000
+    message.allow_timeout_override = policy.allow_timeout_override
 
 
 def memory_usage(version: ModelVersion) -> list[service_pb2.MemoryUsage]:

@@ -45,6 +45,7 @@ class RequestedOutput:
 class CheckedRequest:
     """What can be computed. `shape` is equal for requests that may share a batch.
 
+    `timeout_ns`: how long it asks to wait in the queue at most. `priority`: 1 leaves first; 0 is the model's default.
     `device_memory`: the clients' device memory that it reads and writes; with any it is a batch of its own.
     """
 
@@ -53,6 +54,7 @@ class CheckedRequest:
     rows: int
     shape: Hashable
     timeout_ns: int | None
+    priority: int = 0
     device_memory: tuple[DeviceRegion, ...] = ()
 
     @property
@@ -77,6 +79,7 @@ def check_request(
     inputs = _inputs(request, raw, signature, regions, model)
     rows = _rows(inputs) if signature.batched else 1
     timeout = parameters.integer(request.parameters, "timeout", f"model {model}")
+    priority = parameters.integer(request.parameters, "priority", f"model {model}") or 0
     skip = 1 if signature.batched else 0
     outputs = _outputs(request, signature, regions, model, rows)
     memory = [t.data.region for t in inputs if isinstance(t.data, RegionPart)]
@@ -88,6 +91,7 @@ def check_request(
         shape=tuple(sorted((t.name, t.shape[skip:]) for t in inputs)),
         # Microseconds, as in Triton; 0 is none.
         timeout_ns=timeout * 1000 if timeout else None,
+        priority=priority,
         device_memory=tuple(memory),
     )
 

@@ -1,0 +1,54 @@
+"""The requests of one shape, in the order in which they leave."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from enginehouse_inference.batching.policy import Entry
+
+T = TypeVar("T")
+
+
+class Lane(Generic[T]):
+    """Those of the lowest rank first, of one rank in the order in which they came to it."""
+
+    def __init__(self) -> None:
+        # Ordered dictionaries: a request that is cancelled leaves a long queue at once.
+        self._ranks: dict[int, OrderedDict[Entry[T], None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._ranks)
+
+    def __iter__(self) -> Iterator[Entry[T]]:
+        ranks = self._ranks
+        for rank in ranks if len(ranks) == 1 else sorted(ranks):
+            yield from ranks[rank]
+
+    @property
+    def head(self) -> Entry[T]:
+        """The one that leaves first."""
+        return next(iter(self._ranks[min(self._ranks)]))
+
+    def add(self, entry: Entry[T]) -> None:
+        self._ranks.setdefault(entry.rank, OrderedDict())[entry] = None
+
+    def remove(self, entry: Entry[T]) -> None:
+        entries = self._ranks[entry.rank]
+        del entries[entry]
+        if not entries:
+            del self._ranks[entry.rank]
+
+    def delay(self, entry: Entry[T]) -> None:
+        """Put an entry behind those of its level."""
+        self.remove(entry)
+        entry.delayed = True
+        self.add(entry)
+
+    def patience_ns(self, delay_ns: int) -> int:
+        """When it should leave, full or not, if each may wait `delay_ns` for others; those delayed wait no more."""
+        return min(
+            0 if (head := next(iter(entries))).delayed else head.arrived_ns + delay_ns
+            for entries in self._ranks.values()
+        )

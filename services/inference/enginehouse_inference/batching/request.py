@@ -1,0 +1,71 @@
+"""A request on its way through the batcher, and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from enginehouse.errors import EnginehouseError
+from enginehouse.workers.link import InferenceResult
+from enginehouse.workers.regions import Place
+from enginehouse_inference.batching.policy import Entry
+from enginehouse_inference.batching.rows import OutputRows, RequestInput
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A request's rows of every output, and where its time went (the longest of its batches).
+
+    `results` keep the shared memory that the outputs' parts look into; drop the answer when they have been read.
+    """
+
+    outputs: tuple[OutputRows, ...]
+    results: tuple[InferenceResult, ...]
+    queue_ns: int
+    input_ns: int
+    compute_ns: int
+    output_ns: int
+    # Taken from the response cache.
+    cached: bool = False
+
+
+@dataclass(eq=False)
+class Request:
+    """A request that waits or runs."""
+
+    inputs: Sequence[RequestInput]
+    outputs: frozenset[str]
+    future: asyncio.Future[Answer]
+    places: Sequence[Place] = ()
+    # What is computed of it, by first row.
+    pieces: dict[int, tuple[Mapping[str, OutputRows], InferenceResult]] = field(default_factory=dict)
+    done: int = 0
+    started_ns: int = 0
+
+
+def reject(entry: Entry[Request], error: EnginehouseError) -> None:
+    """Answer a request with a copy of an error: its traceback is its own."""
+    if not entry.item.future.done():
+        copy = type(error)(error.message, details=error.details, retry_after_seconds=error.retry_after_seconds)
+        entry.item.future.set_exception(copy)
+        entry.item.pieces = {}
+
+
+def join(entry: Entry[Request], order: Sequence[str]) -> Answer:
+    """The answer of a request all of whose rows are computed, its outputs in `order`."""
+    request = entry.item
+    pieces = [request.pieces[start] for start in sorted(request.pieces)]
+    # Shared memory is freed when the answer is dropped, not when this request's entry is.
+    request.pieces = {}
+    results = tuple(result for _, result in pieces)
+    return Answer(
+        outputs=tuple(
+            OutputRows.join([share[name] for share, _ in pieces]) for name in order if name in request.outputs
+        ),
+        results=results,
+        queue_ns=request.started_ns - entry.arrived_ns + max(r.queue_ns for r in results),
+        input_ns=max(r.input_ns for r in results),
+        compute_ns=max(r.compute_ns for r in results),
+        output_ns=max(r.output_ns for r in results),
+    )
