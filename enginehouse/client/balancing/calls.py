@@ -61,7 +61,7 @@ class Balancer:
         progress = _Progress()
         while True:
             servers = await self.candidates(call, deadline - loop.time())
-            server = self._choose(servers, call.key, progress.avoid())
+            server = self._choose(progress.fresh(servers) or servers, call.key)
             try:
                 if not call.exclusive and self._policy.hedging is not None and len(servers) > 1:
                     return await self._hedged(call, server, servers, progress, deadline)
@@ -91,7 +91,7 @@ class Balancer:
 
     def choose(self, servers: Sequence[Server], key: Hashable) -> Server:
         """The server for something that stays with one, such as a stream."""
-        return self._choose(servers, key, ())
+        return self._choose(servers, key)
 
     def failed(self, server: Server, key: Hashable, failure: Failure) -> None:
         """A server did not answer as it should have."""
@@ -101,10 +101,10 @@ class Balancer:
         if server.down and not was_down:
             self.pool.watch(server)
 
-    def _choose(self, servers: Sequence[Server], key: Hashable, tried: Sequence[Server]) -> Server:
+    def _choose(self, servers: Sequence[Server], key: Hashable) -> Server:
         if len(servers) == 1:
             return servers[0]
-        return choose(servers, key, asyncio.get_running_loop().time(), tried=tried, dice=self.pool.dice)
+        return choose(servers, key, asyncio.get_running_loop().time(), self.pool.dice)
 
     async def _send(self, call: Call[_R], server: Server, progress: _Progress, deadline: float) -> _R:
         left = deadline - asyncio.get_running_loop().time()
@@ -147,12 +147,12 @@ class Balancer:
                         if error.kind in (Kind.FINAL, Kind.FAULTY):
                             raise
                 if not done and extra:
-                    others = [s for s in well(servers, call.key, loop.time()) if s not in progress.avoid()]
+                    others = progress.fresh(well(servers, call.key, loop.time()))
                     if not others or not self._budget.take():
                         extra = 0
                         continue
                     extra -= 1
-                    other = self._choose(others, call.key, ())
+                    other = self._choose(others, call.key)
                     tasks.add(loop.create_task(self._send(call, other, progress, deadline)))
             assert failure is not None
             raise failure
@@ -165,7 +165,7 @@ class Balancer:
         self, failure: Failure, servers: Sequence[Server], call: Call[_R], progress: _Progress, deadline: float
     ) -> Step | None:
         now, key = asyncio.get_running_loop().time(), call.key
-        untried = [s for s in servers if s not in progress.avoid() and not s.down]
+        untried = [s for s in progress.fresh(servers) if not s.down]
         if failure.kind is not Kind.ABSENT:
             untried = well(untried, key, now)
         waits = [s.avoided_for(key, now) for s in servers if not s.down] or [0.0]
@@ -175,7 +175,7 @@ class Balancer:
             rounds=progress.rounds,
             lost=len(progress.lost),
             elsewhere=bool(untried),
-            several=not call.exclusive and any(server not in progress.lost for server in servers),
+            several=not call.exclusive and any(server.address not in progress.lost for server in servers),
             retry_after=min(waits),
             remaining=deadline - now,
         )
@@ -186,24 +186,31 @@ class Balancer:
 
 
 class _Progress:
-    """What happened to a request so far."""
+    """What happened to a request so far. Connections to one address are one server here.
+
+    Attributes:
+        sends: how often it was sent.
+        absent: how often of these the server did not have the model.
+        rounds: how often every server was tried.
+        lost: where it got lost.
+    """
 
     def __init__(self) -> None:
         self.sends = 0
         self.absent = 0
         self.rounds = 1
-        self.lost: list[Server] = []
-        self._tried: list[Server] = []
+        self.lost: list[str] = []
+        self._tried: list[str] = []
         self._addresses: list[str] = []
 
     def sent(self, server: Server) -> None:
         self.sends += 1
-        self._tried.append(server)
+        self._tried.append(server.address)
         self._addresses.append(server.address)
 
     def failed(self, server: Server, kind: Kind) -> None:
         if kind is Kind.LOST:
-            self.lost.append(server)
+            self.lost.append(server.address)
         elif kind is Kind.ABSENT:
             self.absent += 1
 
@@ -212,8 +219,9 @@ class _Progress:
         self.rounds += 1
         self._tried = list(self.lost)
 
-    def avoid(self) -> Sequence[Server]:
-        return self._tried
+    def fresh(self, servers: Sequence[Server]) -> Sequence[Server]:
+        """Those that were not tried in this round."""
+        return [server for server in servers if server.address not in self._tried] if self._tried else servers
 
     def told(self, error: EnginehouseError) -> EnginehouseError:
         """The error for the caller, which says where the request was tried if not at one server once."""

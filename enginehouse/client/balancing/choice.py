@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 
@@ -30,18 +30,14 @@ def well(candidates: Iterable[_C], key: Hashable, now: float) -> list[_C]:
     return [c for c in candidates if not c.down and not c.avoided_for(key, now)]
 
 
-def choose(
-    candidates: Sequence[_C], key: Hashable, now: float, *, tried: Collection[_C] = (), dice: random.Random
-) -> _C:
+def choose(candidates: Sequence[_C], key: Hashable, now: float, dice: random.Random) -> _C:
     """The server for a request. Where none is well, one is asked nevertheless: what we know may be old.
 
     Args:
         candidates: at least one.
         key: the model.
-        tried: those that failed with it, which are asked only when there is no other.
     """
-    fresh = [c for c in candidates if c not in tried] or list(candidates)
-    best = well(fresh, key, now) or [c for c in fresh if not c.down] or fresh
+    best = well(candidates, key, now) or [c for c in candidates if not c.down] or candidates
     least = min(c.outstanding for c in best)
     equal = [c for c in best if c.outstanding == least]
     # At random, or all clients that start together would begin with the same one.
