@@ -28,7 +28,9 @@ from enginehouse_inference.service.inference import InferenceMethods
 from enginehouse_inference.service.management import ManagementMethods
 from enginehouse_inference.service.register import SERVICE, add_service
 from enginehouse_inference.service.resources import resource_function
+from enginehouse_inference.service.server_settings import LogSettings, TraceSettings
 from enginehouse_inference.settings import InferenceSettings
+from enginehouse_inference.tracing.start import start_tracing
 
 _log = structlog.get_logger("app")
 
@@ -66,10 +68,19 @@ class InferenceApp:
         )
         regions = Regions(on_unused=self.devices.close_region)
         refusals = Refusals()
-        self._inference = InferenceMethods(self.catalog, regions, refusals, settings.stream_window)
+        self._tracing = start_tracing(settings.tracing, settings.trace_rate)
+        self._inference = InferenceMethods(self.catalog, regions, refusals, self._tracing, settings.stream_window)
         self._metrics = InferenceMetrics(self.catalog, self.devices, refusals)
         self._metrics_server: MetricsServer | None = None
-        management = ManagementMethods(self.catalog, self.desired, regions, self.devices, lambda: self._ready)
+        management = ManagementMethods(
+            self.catalog,
+            self.desired,
+            regions,
+            self.devices,
+            TraceSettings(self._tracing, settings.trace_rate),
+            LogSettings(settings.log_level, settings.log_format),
+            lambda: self._ready,
+        )
         self._ready = False
         self._health: dict[str, bool] = {}
         self._announcing: set[asyncio.Task[None]] = set()
@@ -119,6 +130,7 @@ class InferenceApp:
         await asyncio.gather(self._manager.close(), self.devices.close())
         if self._metrics_server is not None:
             await self._metrics_server.close()
+        await self._tracing.close()
 
     def _channel_maker(self) -> Callable[[], grpc.aio.Channel] | None:
         target = self._settings.optimizer

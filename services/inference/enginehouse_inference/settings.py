@@ -23,6 +23,17 @@ class InferenceSettings(ServerSettings):
         "free one where ENGINEHOUSE_PORT is 0.",
     )
     metrics_host: str | None = Field(default=None, description="Address of the metrics; ENGINEHOUSE_HOST when absent.")
+    tracing: Literal["off", "otlp"] = Field(
+        default="off",
+        description="otlp: send traces of requests to the collector at OTEL_EXPORTER_OTLP_ENDPOINT (needs the extra "
+        "otel of enginehouse-inference); off: none.",
+    )
+    trace_rate: int = Field(
+        default=1000,
+        ge=1,
+        lt=2**31,
+        description="Of the requests whose callers do not trace them, every how many-th is traced.",
+    )
     max_message_bytes: int = Field(
         default=1 << 30, ge=1 << 20, description="Largest request or response message, in bytes."
     )

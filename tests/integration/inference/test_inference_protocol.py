@@ -312,10 +312,95 @@ def test_what_is_not_here_says_so(client: Any) -> None:
         client.register_cuda_shared_memory("gpu", b"aGFuZGxl", 0, 64)
     client.unregister_cuda_shared_memory()
     assert not client.get_cuda_shared_memory_status().regions
-    with refused("UNIMPLEMENTED", "ModelStatistics"):
-        client.get_trace_settings()
+
+
+def test_trace_and_log_settings_are_told_and_changes_that_cannot_be_are_refused(client: Any) -> None:
+    def traces(**settings: Any) -> dict[str, list[str]]:
+        answer = client.update_trace_settings(settings=settings)
+        return {key: list(setting.value) for key, setting in answer.settings.items()}
+
+    untouched = {"trace_level": ["OFF"], "trace_rate": ["1000"], "trace_count": ["-1"], "trace_mode": ["opentelemetry"]}
+    assert traces() == traces(trace_level=["OFF"], trace_count=["-1"]) == untouched
+    assert {k: list(v.value) for k, v in client.get_trace_settings("double").settings.items()} == untouched
+    assert traces(trace_rate="10")["trace_rate"] == ["10"]
+    assert traces(trace_rate=None) == untouched
+    with refused("FAILED_PRECONDITION", "ENGINEHOUSE_TRACING=otlp"):
+        client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"], "trace_rate": "7"})
+    for wrong in ({"trace_level": ["TENSORS"]}, {"trace_level": ["OFF", "TIMESTAMPS"]}, {"trace_rate": "0"}):
+        with refused("INVALID_ARGUMENT", "expected"):
+            client.update_trace_settings(settings=wrong)
+    for wrong in ({"trace_file": "/tmp/x"}, {"trace_count": "5"}):
+        with refused("UNIMPLEMENTED", "trace_"):
+            client.update_trace_settings(settings=wrong)
+    with refused("UNIMPLEMENTED", "'double'"):
+        client.update_trace_settings("double", {"trace_rate": "5"})
+    with refused("NOT_FOUND", "'nothing'"):
+        client.get_trace_settings("nothing")
+    assert traces() == untouched
+
+    logs = client.get_log_settings().settings
+    assert (logs["log_info"].bool_param, logs["log_verbose_level"].uint32_param) == (True, 0)
+    assert logs["log_format"].string_param == "json"
+    client.update_log_settings({"log_info": True, "log_error": None})
     with refused("UNIMPLEMENTED", "ENGINEHOUSE_LOG_LEVEL"):
-        client.get_log_settings()
+        client.update_log_settings({"log_verbose_level": 1})
+    with refused("INVALID_ARGUMENT", "'log_colour'"):
+        client.update_log_settings({"log_colour": True})
+
+
+def test_every_method_of_the_service_is_answered(server: Server) -> None:
+    """With an empty request: by an answer, or by a status that is not gRPC's own for a method that is not there."""
+    methods = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+    assert len(methods) >= 20
+    with grpc.insecure_channel(server.address) as channel:
+        for method in methods:
+            path = f"/inference.GRPCInferenceService/{method.name}"
+            if method.client_streaming:
+                assert list(channel.stream_stream(path)(iter([]))) == []
+                continue
+            try:
+                channel.unary_unary(path)(b"", timeout=30)
+            except grpc.RpcError as error:
+                known = (
+                    grpc.StatusCode.NOT_FOUND,
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                )
+                assert error.code() in known, (method.name, error.details())
+                assert "internal error" not in error.details()
+
+
+def test_health_is_told_of_the_server_and_of_each_model(server: Server, client: Any, models: Path) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def status(name: str) -> int:
+            return int(health.Check(health_pb2.HealthCheckRequest(service=name), timeout=30).status)
+
+        for name in ("", "inference.GRPCInferenceService", "double"):
+            assert status(name) == health_pb2.HealthCheckResponse.SERVING, name
+        with pytest.raises(grpc.RpcError) as unknown:
+            status("nothing")
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        watched = health.Watch(health_pb2.HealthCheckRequest(service="healthy"), timeout=60)
+        seen = (int(answer.status) for answer in watched)
+        serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+        load(client, models, "double", "healthy")
+        assert serving in seen
+        client.unload_model("healthy")
+        assert next(seen) == not_serving
+        watched.cancel()
+
+
+def test_a_stream_ends_with_a_status_where_the_client_asks_for_it(server: Server) -> None:
+    wrong = service_pb2.ModelInferRequest(model_name="nothing", id="1")
+    with grpc.insecure_channel(server.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        tolerant = list(stub.ModelStreamInfer(iter([wrong, wrong]), timeout=30))
+        assert [answer.infer_response.id for answer in tolerant] == ["1", "1"]
+        with pytest.raises(grpc.RpcError) as ended:
+            list(stub.ModelStreamInfer(iter([wrong]), timeout=30, metadata=(("triton_grpc_error", "true"),)))
+    assert ended.value.code() is grpc.StatusCode.NOT_FOUND and "'nothing'" in ended.value.details()
 
 
 def test_models_come_and_go_by_hand(client: Any, models: Path) -> None:

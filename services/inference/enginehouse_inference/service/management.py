@@ -22,6 +22,7 @@ from enginehouse_inference.models.catalog import Catalog
 from enginehouse_inference.protocol import describe
 from enginehouse_inference.protocol.cuda_regions import CudaRegion
 from enginehouse_inference.protocol.regions import Region, Regions
+from enginehouse_inference.service.server_settings import LogSettings, TraceSettings
 
 EXTENSIONS = (
     "classification",
@@ -30,6 +31,8 @@ EXTENSIONS = (
     "statistics",
     "system_shared_memory",
     "binary_tensor_data",
+    "trace",
+    "logging",
 )
 
 
@@ -47,12 +50,16 @@ class ManagementMethods:
         desired: DesiredModels,
         regions: Regions,
         devices: Devices,
+        trace_settings: TraceSettings,
+        log_settings: LogSettings,
         is_ready: Callable[[], bool],
     ) -> None:
         self._catalog = catalog
         self._desired = desired
         self._regions = regions
         self._devices = devices
+        self._trace_settings = trace_settings
+        self._log_settings = log_settings
         self._is_ready = is_ready
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
@@ -169,12 +176,12 @@ class ManagementMethods:
         return service_pb2.CudaSharedMemoryUnregisterResponse()
 
     async def TraceSetting(self, request: Any, context: Any) -> Any:
-        raise UnimplementedError("tracing is not configured through the protocol: ModelStatistics has times per model")
+        if request.model_name:
+            self._check_known(request.model_name, "")
+        return self._trace_settings.answer(request)
 
     async def LogSettings(self, request: Any, context: Any) -> Any:
-        raise UnimplementedError(
-            "logging is not configured through the protocol: set ENGINEHOUSE_LOG_LEVEL and ENGINEHOUSE_LOG_FORMAT"
-        )
+        return self._log_settings.answer(request)
 
     def _check_known(self, name: str, version: str) -> None:
         numbers = [str(number) for number, _ in self._catalog.slots(name)]
