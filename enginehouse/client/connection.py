@@ -128,7 +128,7 @@ class Endpoint:
         self.address = address
         self._own_connection = own_connection
         self.timeout = timeout
-        self._tls = tls
+        self.tls = tls
         self._channel: grpc.aio.Channel | None = None
         self._owner: tuple[int, int] | None = None
         self._stubs: dict[Any, Any] = {}
@@ -220,11 +220,11 @@ class Endpoint:
 
     def _connect(self) -> grpc.aio.Channel:
         options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", int(self._own_connection))]
-        if self._tls is None:
+        if self.tls is None:
             return grpc.aio.insecure_channel(self.address, options=options)
-        if self._tls.server_name:
-            options.append(("grpc.ssl_target_name_override", self._tls.server_name))
-        return grpc.aio.secure_channel(self.address, self._tls.credentials(), options=options)
+        if self.tls.server_name:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        return grpc.aio.secure_channel(self.address, self.tls.credentials(), options=options)
 
 
 async def backoff(attempt: int) -> None:

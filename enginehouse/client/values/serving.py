@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from enginehouse.client.values.convert import duration, id_of, seconds_or_none, time_or_none
+from enginehouse.errors import InvalidArgumentError
 from enginehouse.v1 import serving_pb2 as pb
 
 
@@ -23,16 +24,54 @@ class ServedVersion:
 
 
 @dataclass(frozen=True)
+class PriorityQueue:
+    """How requests of one priority level wait. What is 0, empty or None is as in the `Batching` that it is part of."""
+
+    priority_level: int
+    max_queue_size: int = 0
+    queue_timeout_seconds: float | None = None
+    timeout_action: str = ""
+    allow_timeout_override: bool | None = None
+
+    @classmethod
+    def from_proto(cls, message: pb.PriorityQueue) -> PriorityQueue:
+        return cls(
+            priority_level=message.priority_level,
+            max_queue_size=message.max_queue_size,
+            queue_timeout_seconds=seconds_or_none(message, "queue_timeout"),
+            timeout_action=_action_name(message.timeout_action),
+            allow_timeout_override=_override(message),
+        )
+
+    def to_proto(self) -> pb.PriorityQueue:
+        timeout = self.queue_timeout_seconds
+        return pb.PriorityQueue(
+            priority_level=self.priority_level,
+            max_queue_size=self.max_queue_size,
+            queue_timeout=None if timeout is None else duration(timeout),
+            timeout_action=_action(self.timeout_action),
+            allow_timeout_override=self.allow_timeout_override,
+        )
+
+
+@dataclass(frozen=True)
 class Batching:
-    """How requests are put together into batches.
+    """How requests wait, are put together into batches, and are answered.
 
     Attributes:
         max_batch_size: 0 is the engine's own maximum; 1 is no dynamic batching.
         max_queue_delay_seconds: how long the first request of a batch waits for others. 0: a batch is what queued
             while the instances were busy.
         preferred_batch_sizes: sizes that are sent at once when reached.
-        max_queue_size: requests waiting, per version; more are refused. 0: 1024.
-        queue_timeout_seconds: requests that wait longer are refused; None is no limit.
+        max_queue_size: requests waiting, per version and priority level; more are refused. 0: 1024.
+        queue_timeout_seconds: requests that wait longer meet `timeout_action`; None is no limit.
+        timeout_action: "reject" (also when empty), or "delay": they leave after those whose time is not over.
+        allow_timeout_override: whether a request may name a shorter time; None is yes.
+        priority_levels: that requests may ask for, 1 the first to leave; 0: none.
+        default_priority_level: of requests that ask for none; 0: the last.
+        priority_queues: levels that wait by rules of their own.
+        device_share: of the device's time beside other models, where its batches are limited; 0: 1.
+        response_cache_bytes: of answers that each process keeps for each version to answer equal requests; 0: none.
     """
 
     max_batch_size: int = 0
@@ -40,6 +79,13 @@ class Batching:
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_size: int = 0
     queue_timeout_seconds: float | None = None
+    timeout_action: str = ""
+    allow_timeout_override: bool | None = None
+    priority_levels: int = 0
+    default_priority_level: int = 0
+    priority_queues: tuple[PriorityQueue, ...] = ()
+    device_share: int = 0
+    response_cache_bytes: int = 0
 
     @classmethod
     def from_proto(cls, message: pb.BatchingPolicy) -> Batching:
@@ -49,6 +95,13 @@ class Batching:
             preferred_batch_sizes=tuple(message.preferred_batch_sizes),
             max_queue_size=message.max_queue_size,
             queue_timeout_seconds=seconds_or_none(message, "queue_timeout"),
+            timeout_action=_action_name(message.timeout_action),
+            allow_timeout_override=_override(message),
+            priority_levels=message.priority_levels,
+            default_priority_level=message.default_priority_level,
+            priority_queues=tuple(map(PriorityQueue.from_proto, message.priority_queues)),
+            device_share=message.device_share,
+            response_cache_bytes=message.response_cache_bytes,
         )
 
     def to_proto(self) -> pb.BatchingPolicy:
@@ -59,7 +112,31 @@ class Batching:
             preferred_batch_sizes=list(self.preferred_batch_sizes),
             max_queue_size=self.max_queue_size,
             queue_timeout=None if timeout is None else duration(timeout),
+            timeout_action=_action(self.timeout_action),
+            allow_timeout_override=self.allow_timeout_override,
+            priority_levels=self.priority_levels,
+            default_priority_level=self.default_priority_level,
+            priority_queues=[queue.to_proto() for queue in self.priority_queues],
+            device_share=self.device_share,
+            response_cache_bytes=self.response_cache_bytes,
         )
+
+
+_ACTIONS = {"": pb.TIMEOUT_ACTION_UNSPECIFIED, "reject": pb.TIMEOUT_ACTION_REJECT, "delay": pb.TIMEOUT_ACTION_DELAY}
+
+
+def _action(name: str) -> pb.TimeoutAction:
+    if name not in _ACTIONS:
+        raise InvalidArgumentError(f"timeout_action is {name!r}: expected reject or delay")
+    return _ACTIONS[name]
+
+
+def _action_name(action: pb.TimeoutAction) -> str:
+    return next((name for name, known in _ACTIONS.items() if known == action), "")
+
+
+def _override(message: pb.BatchingPolicy | pb.PriorityQueue) -> bool | None:
+    return message.allow_timeout_override if message.HasField("allow_timeout_override") else None
 
 
 @dataclass(frozen=True)
