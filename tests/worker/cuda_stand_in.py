@@ -58,6 +58,7 @@ class Cuda:
         self.opened: Counter[int] = Counter()
         self.copying: set[tuple[int, int, int, object]] = set()
         self.free_bytes = 1 << 40
+        self.lost = ""  # the sticky error that the device is left with
         self.now = 0.0
         self._random = random.Random(seed)
         self._lock = threading.RLock()
@@ -247,6 +248,9 @@ class Cuda:
 
     def cudaMemGetInfo(self) -> tuple[int, int, int]:
         return (0, self.free_bytes, 1 << 40)
+
+    def cudaStreamQuery(self, stream: int) -> tuple[Any]:
+        return (CudaError(self.lost) if self.lost else 0,)
 
     def cudaPeekAtLastError(self) -> tuple[int]:
         return (0,)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_stand_in import NARROW, Cuda, make
+from enginehouse_worker.backends.tensorrt import cuda
 from enginehouse_worker.backends.tensorrt.host_memory import PeerMemory
 from enginehouse_worker.runner.framing import Channel
 from enginehouse_worker.runner.regions import RegionMap
@@ -275,3 +276,16 @@ def test_a_region_is_closed_once_what_uses_it_has_run(monkeypatch: pytest.Monkey
     assert not closed and any(bindings.opened.values())
     second.release()
     assert closed and not any(bindings.opened.values())
+
+
+def test_a_ping_tells_an_idle_worker_that_its_device_is_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    front, bindings, _ = world
+    ends: list[str] = []
+    monkeypatch.setattr(cuda, "lose_device", ends.append)
+    front.receive_batch(front.send_batch(*rows(2, seed=0)))
+    assert front.ask({"type": "ping"})["type"] == "pong" and not ends
+    bindings.lost = "cudaErrorNotReady"  # work is under way
+    assert front.ask({"type": "ping"})["type"] == "pong" and not ends
+    bindings.lost = "cudaErrorIllegalAddress"
+    front.ask({"type": "ping"})
+    assert ends == ["asking the device: cudaErrorIllegalAddress"]

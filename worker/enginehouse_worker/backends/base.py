@@ -129,6 +129,9 @@ class DeviceMemory(Protocol):
     def open_region(self, handle: bytes, size: int) -> DeviceRegion:
         """Open memory by its handle; INVALID_ARGUMENT for one that opens nothing."""
 
+    def check(self) -> None:
+        """End the process when the device can no longer be used by it, which no call may have told yet."""
+
 
 @runtime_checkable
 class DeviceMemoryBackend(Protocol):

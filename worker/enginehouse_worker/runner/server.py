@@ -101,6 +101,8 @@ class Runner:
             elif kind == "drop":
                 self._segments.drop(int(frame["segment"]))
             elif kind == "ping":
+                if self._memory is not None:
+                    self._memory.check()
                 self._channel.send({"type": "pong", "id": identifier})
             elif kind == "cancel":
                 self._cancel(int(frame["id"]))

@@ -112,6 +112,12 @@ class PeerMemory:
             raise
         return region
 
+    def check(self) -> None:
+        """End the process when its device context is lost: an idle worker hears of that from no call of its own."""
+        (error,) = self._enter().cudaStreamQuery(0)
+        if int(error) != 0:  # or work is under way
+            cuda.check_alive(error, "asking the device")
+
     def _enter(self) -> Any:
         runtime = cuda.runtime()
         cuda.checked(runtime.cudaSetDevice(self._device.index), "making the device current")
