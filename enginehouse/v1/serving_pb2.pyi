@@ -89,6 +89,8 @@ class BatchingPolicy(_message.Message):
     PRIORITY_LEVELS_FIELD_NUMBER: _builtins.int
     DEFAULT_PRIORITY_LEVEL_FIELD_NUMBER: _builtins.int
     PRIORITY_QUEUES_FIELD_NUMBER: _builtins.int
+    DEVICE_SHARE_FIELD_NUMBER: _builtins.int
+    RESPONSE_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     max_batch_size: _builtins.int
     """0: the engine's own maximum. 1: no dynamic batching."""
     max_queue_size: _builtins.int
@@ -102,6 +104,10 @@ class BatchingPolicy(_message.Message):
     """
     default_priority_level: _builtins.int
     """The level of requests that name none, or one that does not exist. 0: the last."""
+    device_share: _builtins.int
+    """Device time beside other models of the device, where its batches are limited: 2 gets twice what 1 gets. 0: 1."""
+    response_cache_bytes: _builtins.int
+    """Bytes of answers that each process keeps for each version, to answer equal requests without computing. 0: none."""
     @_builtins.property
     def max_queue_delay(self) -> _duration_pb2.Duration:
         """How long the first request of a batch waits for others. 0: none; a batch is what queued while the instances were busy."""
@@ -129,10 +135,12 @@ class BatchingPolicy(_message.Message):
         priority_levels: _builtins.int = ...,
         default_priority_level: _builtins.int = ...,
         priority_queues: _abc.Iterable[Global___PriorityQueue] | None = ...,
+        device_share: _builtins.int = ...,
+        response_cache_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override", "allow_timeout_override", b"allow_timeout_override", "max_queue_delay", b"max_queue_delay", "queue_timeout", b"queue_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override", "allow_timeout_override", b"allow_timeout_override", "default_priority_level", b"default_priority_level", "max_batch_size", b"max_batch_size", "max_queue_delay", b"max_queue_delay", "max_queue_size", b"max_queue_size", "preferred_batch_sizes", b"preferred_batch_sizes", "priority_levels", b"priority_levels", "priority_queues", b"priority_queues", "queue_timeout", b"queue_timeout", "timeout_action", b"timeout_action"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override", "allow_timeout_override", b"allow_timeout_override", "default_priority_level", b"default_priority_level", "device_share", b"device_share", "max_batch_size", b"max_batch_size", "max_queue_delay", b"max_queue_delay", "max_queue_size", b"max_queue_size", "preferred_batch_sizes", b"preferred_batch_sizes", "priority_levels", b"priority_levels", "priority_queues", b"priority_queues", "queue_timeout", b"queue_timeout", "response_cache_bytes", b"response_cache_bytes", "timeout_action", b"timeout_action"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_timeout_override: _TypeAlias = _typing.Literal["allow_timeout_override"]  # noqa: Y015
     _WhichOneofArgType__allow_timeout_override: _TypeAlias = _typing.Literal["_allow_timeout_override", b"_allow_timeout_override"]  # noqa: Y015
@@ -210,8 +218,6 @@ class ServingConfig(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
-    RESPONSE_CACHE_BYTES_FIELD_NUMBER: _builtins.int
-    DEVICE_SHARE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The last part is the model name that inference clients use."""
     latest_versions: _builtins.int
@@ -220,10 +226,6 @@ class ServingConfig(_message.Message):
     """Instances per device and version; 0: 1."""
     etag: _builtins.str
     generation: _builtins.int
-    response_cache_bytes: _builtins.int
-    """Bytes of answers that each process keeps for each version, to answer equal requests without computing. 0: none."""
-    device_share: _builtins.int
-    """Device time beside other models of the device, where its batches are limited: 2 gets twice what 1 gets. 0: 1."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedVersion]: ...
     @_builtins.property
@@ -251,12 +253,10 @@ class ServingConfig(_message.Message):
         etag: _builtins.str = ...,
         generation: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
-        response_cache_bytes: _builtins.int = ...,
-        device_share: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "device_share", b"device_share", "etag", b"etag", "generation", b"generation", "instances", b"instances", "latest_versions", b"latest_versions", "name", b"name", "options", b"options", "response_cache_bytes", b"response_cache_bytes", "update_time", b"update_time", "versions", b"versions", "warmup_batch_sizes", b"warmup_batch_sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "etag", b"etag", "generation", b"generation", "instances", b"instances", "latest_versions", b"latest_versions", "name", b"name", "options", b"options", "update_time", b"update_time", "versions", b"versions", "warmup_batch_sizes", b"warmup_batch_sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from enginehouse.cli import batching as batching_options
 from enginehouse.cli import completion
 from enginehouse.cli.context import connected
 from enginehouse.cli.options import pairs
@@ -52,18 +52,39 @@ def _load(
     backend: Annotated[str | None, typer.Option(help="Take the newest engine of this backend.")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Its version; the next one when absent.")] = None,
     instances: Annotated[int | None, typer.Option(min=1, help="Execution contexts for each device.")] = None,
-    max_batch: Annotated[int | None, typer.Option(min=0, help="0: the engine's own; 1: no batching.")] = None,
-    max_delay_ms: Annotated[float | None, typer.Option(min=0, help="How long a batch waits for more.")] = None,
-    max_queue: Annotated[int | None, typer.Option(min=0, help="Requests that may wait.")] = None,
+    max_batch: batching_options.MaxBatch = None,
+    max_delay_ms: batching_options.MaxDelay = None,
+    prefer: batching_options.Prefer = None,
+    max_queue: batching_options.MaxQueue = None,
+    queue_timeout_ms: batching_options.QueueTimeout = None,
+    on_timeout: batching_options.OnTimeout = None,
+    timeout_override: batching_options.TimeoutOverride = None,
+    priorities: batching_options.Priorities = None,
+    default_priority: batching_options.DefaultPriority = None,
+    priority_queue: batching_options.PriorityQueues = None,
+    share: batching_options.Share = None,
+    cache_mb: batching_options.CacheMb = None,
     option: Annotated[list[str] | None, typer.Option(help="A backend option, NAME=VALUE; may be repeated.")] = None,
     no_wait: NoWait = False,
     timeout: Timeout = 300.0,
     json: Json = False,
 ) -> None:
     """Serve an engine under a name, in every inference process of the project. What is not given stays as it is."""
-    delay = None if max_delay_ms is None else max_delay_ms / 1e3
-    given = {"max_batch_size": max_batch, "max_queue_delay_seconds": delay, "max_queue_size": max_queue}
-    changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    given = batching_options.BatchingOptions(
+        max_batch=max_batch,
+        max_delay_ms=max_delay_ms,
+        prefer=prefer,
+        max_queue=max_queue,
+        queue_timeout_ms=queue_timeout_ms,
+        on_timeout=on_timeout,
+        timeout_override=timeout_override,
+        priorities=priorities,
+        default_priority=default_priority,
+        priority_queue=priority_queue,
+        share=share,
+        cache_mb=cache_mb,
+    )
+    changes = given.changes()
     options = pairs(option, "--option") if option else None
     if engine is not None and engine_option is not None:
         raise InvalidArgumentError("give the engine once: as an argument or as --engine")
@@ -72,7 +93,7 @@ def _load(
         raise InvalidArgumentError("give an engine, or --model, --precision and --backend to choose one, not both")
     with connected() as client:
         chosen = engine or _newest(client, model or name, precision, backend)
-        batching = dataclasses.replace(_batching(client, name), **changes) if changes else None
+        batching = given.apply(_batching(client, name)) if changes else None
         config = client.load(
             name,
             chosen,

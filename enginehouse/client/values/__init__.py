@@ -15,7 +15,7 @@ from enginehouse.client.values.engines import (
 from enginehouse.client.values.inference import InferResult, ModelIndex, ModelSignature
 from enginehouse.client.values.jobs import JobEvent, JobView, StageView
 from enginehouse.client.values.models import ImportOptions, Model, Preprocessing, Zoo
-from enginehouse.client.values.serving import Batching, ServedVersion, ServingConfig
+from enginehouse.client.values.serving import Batching, PriorityQueue, ServedVersion, ServingConfig
 from enginehouse.client.values.targets import AutomaticExclusion, Calibration, Synthetic, Target, VerificationSpec
 from enginehouse.client.values.telemetry import DeviceList, GpuDevice, GpuProcess, GpuSample, HostSample, Sample
 
@@ -42,6 +42,7 @@ __all__ = [
     "ModelIndex",
     "ModelSignature",
     "Preprocessing",
+    "PriorityQueue",
     "Sample",
     "ServedVersion",
     "ServingConfig",

@@ -125,13 +125,13 @@ class Batching:
 _ACTIONS = {"": pb.TIMEOUT_ACTION_UNSPECIFIED, "reject": pb.TIMEOUT_ACTION_REJECT, "delay": pb.TIMEOUT_ACTION_DELAY}
 
 
-def _action(name: str) -> pb.TimeoutAction:
+def _action(name: str) -> pb.TimeoutAction.ValueType:
     if name not in _ACTIONS:
         raise InvalidArgumentError(f"timeout_action is {name!r}: expected reject or delay")
     return _ACTIONS[name]
 
 
-def _action_name(action: pb.TimeoutAction) -> str:
+def _action_name(action: pb.TimeoutAction.ValueType) -> str:
     return next((name for name, known in _ACTIONS.items() if known == action), "")
 
 

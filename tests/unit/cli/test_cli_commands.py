@@ -214,6 +214,37 @@ def test_load_infer_unload(enginehouse: Any) -> None:
     assert config["instances"] == 2 and config["batching"]["max_queue_delay_seconds"] == 0.002
     kept = json.loads(enginehouse("load", "double", "e1", "--max-batch", "4", "--json").out)["batching"]
     assert (kept["max_batch_size"], kept["max_queue_delay_seconds"]) == (4, 0.002)
+    queue = [
+        "--queue-timeout-ms",
+        "5",
+        "--on-timeout",
+        "delay",
+        "--no-timeout-override",
+        "--prefer",
+        "2",
+        "--cache-mb",
+        "1",
+    ]
+    levels = ["--priorities", "3", "--priority-queue", "1=8:2:reject", "--priority-queue", "3=100", "--share", "2"]
+    batching = json.loads(enginehouse("load", "double", "e1", *queue, *levels, "--json").out)["batching"]
+    assert batching == kept | {
+        "preferred_batch_sizes": [2],
+        "queue_timeout_seconds": 0.005,
+        "timeout_action": "delay",
+        "allow_timeout_override": False,
+        "priority_levels": 3,
+        "priority_queues": [
+            {"priority_level": 1, "max_queue_size": 8, "queue_timeout_seconds": 0.002, "timeout_action": "reject"},
+            {"priority_level": 3, "max_queue_size": 100, "timeout_action": ""},
+        ],
+        "device_share": 2,
+        "response_cache_bytes": 1_000_000,
+    }
+    cleared = ["--queue-timeout-ms", "0", "--priorities", "0", "--prefer", "0", "--cache-mb", "0", "--share", "0"]
+    back = json.loads(enginehouse("load", "double", "e1", *cleared, "--json").out)["batching"]
+    assert back == kept | {"timeout_action": "delay", "allow_timeout_override": False}
+    assert "LEVEL=SIZE" in enginehouse("load", "double", "e1", "--priority-queue", "1").err
+    assert "reject or delay" in enginehouse("load", "double", "e1", "--on-timeout", "drop").err
     assert "double" in enginehouse("serving").out
     np.save("x.npy", np.arange(3.0)[None])
     np.savez("x.npz", x=np.ones((2, 3), np.float32))

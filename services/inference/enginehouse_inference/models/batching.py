@@ -46,6 +46,7 @@ class Batching:
         default_priority_level: of requests that ask for none; 0: the last.
         priority_queues: levels that wait by rules of their own.
         device_share: of the device's time beside other models.
+        response_cache_bytes: of answers that are kept for each version, to answer equal requests; 0: none.
     """
 
     max_batch_size: int = 0
@@ -56,6 +57,7 @@ class Batching:
     default_priority_level: int = 0
     priority_queues: tuple[tuple[int, Queueing], ...] = ()
     device_share: int = 1
+    response_cache_bytes: int = 0
 
     def policy(self, batched: bool, engine_limit: int, defaults: QueueDefaults, optimal: int = 0) -> BatchPolicy:
         """The policy for an engine.

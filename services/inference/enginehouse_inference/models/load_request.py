@@ -54,8 +54,8 @@ def plan_from_load(name: str, text: str) -> ModelPlan:
             default_priority_level=default,
             priority_queues=tuple((int(level), _queueing(queues[level])) for level in sorted(queues, key=int)),
             device_share=config.get("device_share", 1),
+            response_cache_bytes=config.get("response_cache_bytes", 0),
         ),
-        response_cache_bytes=config.get("response_cache_bytes", 0),
     )
 
 

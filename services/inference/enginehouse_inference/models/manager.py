@@ -144,7 +144,7 @@ class ModelManager:
         slot = self._catalog.slot(plan.name, version.version)
         current = slot.serving
         if current is not None and current.ready and (current.plan, current.loading) == (version, plan.loading):
-            current.follow(plan)
+            current.set_batching(plan.batching)
             self._catalog.set_state(plan.name, version.version, State.READY)
             return
         self._catalog.set_state(plan.name, version.version, State.LOADING)

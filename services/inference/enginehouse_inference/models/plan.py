@@ -33,16 +33,12 @@ class Loading:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What should be served under a name.
-
-    `response_cache_bytes`: of answers that are kept for each version, to answer equal requests; 0: none.
-    """
+    """What should be served under a name."""
 
     name: str
     versions: tuple[VersionPlan, ...]
     loading: Loading = field(default_factory=Loading)
     batching: Batching = field(default_factory=Batching)
-    response_cache_bytes: int = 0
 
 
 def plan_from_config(config: serving_pb2.ServingConfig) -> ModelPlan:
@@ -67,9 +63,9 @@ def plan_from_config(config: serving_pb2.ServingConfig) -> ModelPlan:
             priority_queues=tuple(
                 sorted(((q.priority_level, _queueing(q)) for q in batching.priority_queues), key=lambda q: q[0])
             ),
-            device_share=config.device_share or 1,
+            device_share=batching.device_share or 1,
+            response_cache_bytes=batching.response_cache_bytes,
         ),
-        response_cache_bytes=config.response_cache_bytes,
     )
 
 

@@ -73,7 +73,7 @@ class ModelVersion:
             batched=loaded.batched,
         )
         self._defaults = defaults
-        self.cache = ResponseCache(model.response_cache_bytes)
+        self.cache = ResponseCache(model.batching.response_cache_bytes)
         self.batcher = Batcher(
             f"{model.name!r}",
             policy=self._policy(model.batching),
@@ -101,12 +101,12 @@ class ModelVersion:
         """Whether the worker has it loaded now."""
         return self.worker.ready(self.key)
 
-    def follow(self, model: ModelPlan) -> None:
-        """Batch and keep answers by another plan from now on; what it says of loading is not looked at."""
-        self.batching = model.batching
-        self.batcher.set_share(model.batching.device_share)
-        self.batcher.set_policy(self._policy(model.batching))
-        self.cache.resize(model.response_cache_bytes)
+    def set_batching(self, batching: Batching) -> None:
+        """Batch and keep answers by another configuration from now on."""
+        self.batching = batching
+        self.batcher.set_share(batching.device_share)
+        self.batcher.set_policy(self._policy(batching))
+        self.cache.resize(batching.response_cache_bytes)
 
     async def infer(self, request: CheckedRequest, deadline_ns: int | None) -> Answer:
         """Compute a request.

@@ -25,6 +25,11 @@ MAX_BATCH = 65536
 MAX_VERSION = 2**53
 MAX_QUEUE_SIZE = 1_000_000
 MAX_DELAY_SECONDS = 60.0
+MAX_TIMEOUT_SECONDS = 86400.0
+# As in the inference service's check of load requests.
+MAX_PRIORITY_LEVELS = 100
+MAX_SHARE = 1000
+MAX_CACHE_BYTES = 2**40
 
 
 class ServingConfigsService(serving_pb2_grpc.ServingConfigsServicer):
@@ -155,10 +160,38 @@ def check_config(config: pb.ServingConfig, largest_batch: int) -> None:
     for size in config.warmup_batch_sizes:
         _within(size, 1, largest, "warmup_batch_sizes")
     _duration(batching.max_queue_delay, MAX_DELAY_SECONDS, "batching.max_queue_delay")
-    if batching.HasField("queue_timeout"):
-        _duration(batching.queue_timeout, 86400.0, "batching.queue_timeout")
-        if batching.queue_timeout.ToNanoseconds() == 0:
-            raise InvalidArgumentError("batching.queue_timeout is 0: leave it out for no limit")
+    _within(batching.device_share, 0, MAX_SHARE, "batching.device_share")
+    _within(batching.response_cache_bytes, 0, MAX_CACHE_BYTES, "batching.response_cache_bytes")
+    _timeout(batching, "batching")
+    _priorities(batching)
+
+
+def _priorities(batching: pb.BatchingPolicy) -> None:
+    levels = batching.priority_levels
+    _within(levels, 0, MAX_PRIORITY_LEVELS, "batching.priority_levels")
+    _within(batching.default_priority_level, 0, levels, "batching.default_priority_level")
+    seen: set[int] = set()
+    for queue in batching.priority_queues:
+        field = "batching.priority_queues"
+        if not levels:
+            raise InvalidArgumentError(f"{field} without batching.priority_levels: expected how many there are")
+        _within(queue.priority_level, 1, levels, f"{field}.priority_level")
+        if queue.priority_level in seen:
+            raise InvalidArgumentError(f"{field} has priority_level {queue.priority_level} twice: expected it once")
+        seen.add(queue.priority_level)
+        _within(queue.max_queue_size, 0, MAX_QUEUE_SIZE, f"{field}.max_queue_size")
+        _timeout(queue, field)
+
+
+def _timeout(policy: pb.BatchingPolicy | pb.PriorityQueue, field: str) -> None:
+    if policy.timeout_action not in pb.TimeoutAction.values():
+        raise InvalidArgumentError(
+            f"{field}.timeout_action is {policy.timeout_action}: expected one of {', '.join(pb.TimeoutAction.keys())}"
+        )
+    if policy.HasField("queue_timeout"):
+        _duration(policy.queue_timeout, MAX_TIMEOUT_SECONDS, f"{field}.queue_timeout")
+        if policy.queue_timeout.ToNanoseconds() == 0:
+            raise InvalidArgumentError(f"{field}.queue_timeout is 0: leave it out for no limit")
 
 
 def _within(value: int, low: int, high: int, field: str) -> None:
