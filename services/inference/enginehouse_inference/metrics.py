@@ -58,6 +58,11 @@ TRITON_COUNTS: tuple[_Count, ...] = (
         "Microseconds of requests in which the engine ran.",
     ),
     _Count(
+        "nv_cache_hit_duration_per_model",
+        lambda s: s.cache_hit.ns // 1000,
+        "Microseconds of requests that were answered from the response cache.",
+    ),
+    _Count(
         "nv_inference_compute_output_duration_us",
         lambda s: s.compute_output.ns // 1000,
         "Microseconds of requests in which the worker made outputs ready.",
@@ -93,6 +98,7 @@ class InferenceMetrics(Collector):
         yield from _failures(slots)
         yield from _gauges(slots)
         yield from _histograms(slots)
+        yield from _cache(slots)
         yield from self._of_process()
 
     def _of_process(self) -> Iterator[Metric]:
@@ -141,6 +147,23 @@ def _gauges(slots: _Slots) -> Iterator[Metric]:
         pending.add_metric(labels, serving.batcher.waiting if serving is not None else 0)
         ready.add_metric(labels, float(slot.ready))
     yield from (pending, ready)
+
+
+def _cache(slots: _Slots) -> Iterator[Metric]:
+    """Of the response cache: counts are of the engine that is loaded now, whose answers it keeps."""
+    hits = Metric("nv_cache_num_hits_per_model", "Requests answered from the response cache.", "unknown")
+    misses = Metric("nv_cache_num_misses_per_model", "Requests that it had no answer for.", "unknown")
+    evictions = CounterMetricFamily("enginehouse_inference_cache_evictions", "Answers that made room.", labels=LABELS)
+    size = GaugeMetricFamily("enginehouse_inference_cache_bytes", "Bytes of answers that it keeps.", labels=LABELS)
+    for labels, slot in slots:
+        if slot.serving is None:
+            continue
+        counts, named = slot.serving.cache.counts, dict(zip(LABELS, labels, strict=True))
+        hits.add_sample(hits.name, named, counts.hits)
+        misses.add_sample(misses.name, named, counts.misses)
+        evictions.add_metric(labels, counts.evictions)
+        size.add_metric(labels, counts.bytes)
+    yield from (hits, misses, evictions, size)
 
 
 def _histograms(slots: _Slots) -> Iterator[Metric]:

@@ -73,6 +73,21 @@ def test_requests_batches_and_their_times_are_counted(counting: Server) -> None:
     assert scrape("process_resident_memory_bytes") > 1e6
 
 
+def test_answers_from_the_cache_are_successes_and_no_inferences(counting: Server, models: Path) -> None:
+    client = counting.client()
+    load(client, models, "double", "cached", response_cache_bytes=1 << 20)
+    for start in (0, 0, 0, 1):
+        client.infer("cached", [tensor("x", floats(2, start=start), "FP32")])
+    scrape, (statistics,) = Scrape(counting), client.get_inference_statistics("cached").model_stats
+    assert scrape("nv_cache_num_hits_per_model", model="cached") == 2 == statistics.inference_stats.cache_hit.count
+    assert scrape("nv_cache_num_misses_per_model", model="cached") == 2 == statistics.inference_stats.cache_miss.count
+    assert scrape("nv_cache_hit_duration_per_model", model="cached") > 0
+    assert scrape("enginehouse_inference_cache_bytes", model="cached") > 2 * 32
+    assert scrape("nv_inference_request_success", model="cached") == 4
+    assert scrape("nv_inference_count", model="cached") == 4  # two requests of two rows
+    client.unload_model("cached")
+
+
 def test_failures_have_reasons_and_unknown_names_add_no_label(counting: Server) -> None:
     client = counting.client()
     for _ in range(3):

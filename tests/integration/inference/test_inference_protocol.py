@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,27 @@ def test_a_stream_answers_in_order_and_outlives_errors(client: Any) -> None:
         assert error is None and result.get_response().id == str(number)
         np.testing.assert_array_equal(result.as_numpy("y"), 2 * floats(1, start=number))
     assert received[2][0].get_response().parameters["triton_final_response"].bool_param
+
+
+def test_the_asynchronous_clients_stream(server: Server) -> None:
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        for number in range(20):
+            model = "nothing" if number == 7 else "double"
+            inputs = [tensor("x", floats(1, start=number), "FP32")]
+            yield {"model_name": model, "inputs": inputs, "request_id": str(number)}
+
+    async def run() -> None:
+        async with triton_aio.InferenceServerClient(server.address) as asynchronous:
+            number = 0
+            async for result, error in asynchronous.stream_infer(requests()):
+                assert (error is not None) == (number == 7), error
+                if error is None:
+                    assert result.get_response().id == str(number)
+                    np.testing.assert_array_equal(result.as_numpy("y"), 2 * floats(1, start=number))
+                number += 1
+            assert number == 20
+
+    asyncio.run(run())
 
 
 def test_shared_memory_in_and_out(client: Any) -> None:

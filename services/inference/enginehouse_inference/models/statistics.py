@@ -87,6 +87,7 @@ class Statistics:
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
+    cache_hit: Duration = field(default_factory=Duration)
     batches: dict[int, _BatchTimes] = field(default_factory=dict)
     # How many requests failed, by reason.
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
@@ -106,15 +107,21 @@ class Statistics:
         histograms.output.add(result.output_ns)
 
     def answered(self, rows: int, answer: Answer, total_ns: int) -> None:
-        """A request of `rows` was answered; `total_ns` from its arrival to its response."""
-        self.inferences += rows
+        """A request of `rows` was answered; `total_ns` from its arrival to its response.
+
+        One that was answered from the cache is a success and no inference, as in Triton.
+        """
         self.last_inference_ms = int(time.time() * 1000)
         self.success.add(total_ns)
+        self.histograms.request.add(total_ns)
+        if answer.cached:
+            self.cache_hit.add(total_ns)
+            return
+        self.inferences += rows
         self.queue.add(answer.queue_ns)
         self.compute_input.add(answer.input_ns)
         self.compute_infer.add(answer.compute_ns)
         self.compute_output.add(answer.output_ns)
-        self.histograms.request.add(total_ns)
         self.histograms.queue.add(answer.queue_ns)
 
     def failed(self, error: BaseException, total_ns: int) -> None:
@@ -142,6 +149,7 @@ class Statistics:
                 compute_input=self.compute_input.to_proto(),
                 compute_infer=self.compute_infer.to_proto(),
                 compute_output=self.compute_output.to_proto(),
+                cache_hit=self.cache_hit.to_proto(),
             ),
         )
         for rows, times in sorted(self.batches.items()):

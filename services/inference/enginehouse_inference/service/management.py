@@ -97,7 +97,9 @@ class ManagementMethods:
                 if request.version and request.version != str(number):
                     continue
                 statistics = slot.statistics.to_proto(name, str(number))
-                statistics.memory_usage.extend(describe.memory_usage(slot.serving) if slot.serving else ())
+                if slot.serving is not None:
+                    statistics.memory_usage.extend(describe.memory_usage(slot.serving))
+                    statistics.inference_stats.cache_miss.count = slot.serving.cache.counts.misses
                 response.model_stats.append(statistics)
         return response
 
