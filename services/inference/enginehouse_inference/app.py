@@ -13,6 +13,7 @@ from enginehouse.rpc.server import RpcServer, Service
 from enginehouse.workers.environments import WorkerEnvironments
 from enginehouse_inference.desired.fetch import EngineCache
 from enginehouse_inference.desired.models import DesiredModels
+from enginehouse_inference.desired.pace import Pace
 from enginehouse_inference.desired.state import StateFile
 from enginehouse_inference.desired.watch import Watcher
 from enginehouse_inference.devices.devices import Devices
@@ -52,13 +53,16 @@ class InferenceApp:
         channel = self._channel_maker()
         self.catalog = Catalog(self._readiness_changed)
         self.devices = Devices(environments, settings.device, settings.supervisor)
-        cache = EngineCache(cache_dir, channel, settings.optimizer)
+        pace = Pace(settings.fetch_megabytes_per_second * 1e6)
+        cache = EngineCache(cache_dir, channel, settings.optimizer, pace)
         self._manager = ModelManager(
             self.catalog,
             self.devices,
             cache,
             defaults=QueueDefaults(settings.max_queue_size),
             drain_seconds=settings.drain_seconds,
+            device_batches=settings.device_batches,
+            concurrent_loads=settings.concurrent_loads,
         )
         self.desired = DesiredModels(self._manager, self.catalog, cache, settings.allowed_load_directories)
         self._watcher = (

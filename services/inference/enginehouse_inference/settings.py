@@ -51,6 +51,16 @@ class InferenceSettings(ServerSettings):
     max_queue_size: int = Field(
         default=1024, ge=1, description="Requests that may wait for a version whose configuration does not say."
     )
+    device_batches: int = Field(
+        default=0,
+        ge=0,
+        description="Batches that a device computes at once, of all models together, which then share it by time; "
+        "0: as many as they have instances.",
+    )
+    concurrent_loads: int = Field(default=4, ge=1, description="Engines that are fetched and loaded at once.")
+    fetch_megabytes_per_second: float = Field(
+        default=0.0, ge=0, description="How fast engines may come from the optimizer, all together; 0: without limit."
+    )
     stream_window: int = Field(
         default=64, ge=1, description="Requests of one stream that are worked on at once; reading waits beyond it."
     )

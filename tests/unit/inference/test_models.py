@@ -6,9 +6,11 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from enginehouse_inference.desired.models import DesiredModels
+from enginehouse_inference.desired.pace import Pace
 from enginehouse_inference.models.catalog import Catalog, State
 from enginehouse_inference.models.manager import ModelManager
 from enginehouse_inference.models.plan import ModelPlan, VersionPlan
@@ -18,6 +20,7 @@ from enginehouse.errors import AbortedError, InvalidArgumentError, ResourceExhau
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_device import FakeDevice, until
+from simulated_loop import now_ns, simulate
 
 SECONDS = 5.0
 
@@ -47,6 +50,57 @@ async def test_a_device_that_is_still_starting_can_be_closed(tmp_path: Path) -> 
     world.manager.want("m", world.plan("m"))
     await asyncio.sleep(0.01)
     await world.close()
+
+
+async def test_no_more_engines_load_at_once_than_may(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.manager = ModelManager(
+        world.catalog,
+        world.devices,
+        None,
+        drain_seconds=0.05,
+        concurrent_loads=2,  # type: ignore[arg-type]
+    )
+    reading, most = 0, 0
+    loaded = world.devices.device.load
+
+    async def load(*args: Any, **more: Any) -> Any:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        try:
+            return await loaded(*args, **more)
+        finally:
+            reading -= 1
+
+    world.devices.device.load = load  # type: ignore[method-assign]
+    world.devices.hold("m0")
+    tasks = [world.manager.want(name, world.plan(name)) for name in ("m0", "m1", "m2", "m3", "m4")]
+    await until(lambda: world.devices.loads)
+    await asyncio.sleep(0.01)
+    assert most == 2 and reading == 2
+    world.devices.gate("m0").set()
+    await asyncio.wait_for(asyncio.gather(*tasks), SECONDS)
+    assert most == 2 and all(world.catalog.is_ready(f"m{n}") for n in range(5))
+    await world.close()
+
+
+def test_bytes_come_at_their_pace() -> None:
+    async def fetch(pace: Pace, chunks: int) -> None:
+        for _ in range(chunks):
+            await pace.spend(100)
+
+    async def main() -> None:
+        pace = Pace(1000)
+        await asyncio.gather(fetch(pace, 10), fetch(pace, 20))
+        assert round(now_ns() / 1e9, 6) == 3.0
+        await asyncio.sleep(10)
+        await pace.spend(100)
+        assert round(now_ns() / 1e9, 6) == 13.1, "what was not used is not owed"
+        await fetch(Pace(), 1000)
+        assert round(now_ns() / 1e9, 6) == 13.1
+
+    simulate(main())
 
 
 async def test_a_load_that_lasts_does_not_hold_up_the_end(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from enginehouse.errors import DataLossError, UnavailableError
 from enginehouse.names import parse
 from enginehouse.rpc.status import from_rpc_error
 from enginehouse.v1 import blobs_pb2, blobs_pb2_grpc, engines_pb2, engines_pb2_grpc
+from enginehouse_inference.desired.pace import Pace
 
 _log = structlog.get_logger("engines")
 
@@ -34,13 +35,21 @@ class EngineCache:
 
     Args:
         channel: makes a channel to the optimizer; None when there is none.
+        pace: how fast all engines together may come.
     """
 
-    def __init__(self, root: Path, channel: Callable[[], grpc.aio.Channel] | None, target: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        channel: Callable[[], grpc.aio.Channel] | None,
+        target: str = "",
+        pace: Pace | None = None,
+    ) -> None:
         self._engines = root / "engines"
         self._store = BlobStore(root / "blobs")
         self._channel = channel
         self._target = target
+        self._pace = pace or Pace()
         self._locks: dict[str, asyncio.Lock] = {}
         self._fetching = 0
         self._cleaning = asyncio.Lock()
@@ -134,9 +143,9 @@ class EngineCache:
                     chunk = await asyncio.wait_for(call.read(), _CHUNK_SECONDS)
                     if not isinstance(chunk, blobs_pb2.ReadBlobResponse):
                         break  # the end of the stream
-                    if zlib.crc32(chunk.data) != chunk.crc32 or chunk.offset != offset:
-                        raise DataLossError(f"a chunk of {file.digest} at {offset} was damaged on its way")
-                    offset = await asyncio.to_thread(store.append, file.digest, offset, chunk.data)
+                    # In a thread: a checksum of megabytes would hold up the requests that are served meanwhile.
+                    offset = await asyncio.to_thread(_append, store, file.digest, offset, chunk)
+                    await self._pace.spend(len(chunk.data))
             except asyncio.TimeoutError as error:
                 raise UnavailableError(
                     f"{file.digest} stopped arriving at {offset} of {file.size_bytes} bytes"
@@ -173,3 +182,10 @@ class EngineCache:
         for blob in (self._store.root / "sha256").glob("*/*"):
             if (digest := f"sha256:{blob.name}") not in kept:
                 self._store.delete(digest)
+
+
+def _append(store: BlobStore, digest: str, offset: int, chunk: blobs_pb2.ReadBlobResponse) -> int:
+    """Write a chunk if it is what was sent; returns the bytes that are there now."""
+    if zlib.crc32(chunk.data) != chunk.crc32 or chunk.offset != offset:
+        raise DataLossError(f"a chunk of {digest} at {offset} was damaged on its way")
+    return store.append(digest, offset, chunk.data)
