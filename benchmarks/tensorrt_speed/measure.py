@@ -95,11 +95,11 @@ def take_turns(
 
 
 def measure_model(campaign: Campaign, model: str, environment_digest: str) -> None:
-    """Load a model's engines, and time their missing points by batch size."""
+    """Load the engines of a model or a group of models, and time their missing points by batch size."""
     runners: dict[str, Runner] = {}
     extra: dict[str, dict[str, Any]] = {}
     built = {v.name: v for v in campaign.variants if v.built}
-    mine = [v for v in campaign.variants if v.model == model and campaign.missing(v)]
+    mine = [v for v in campaign.variants if v.turn == model and campaign.missing(v)]
     try:
         for variant in mine:
             plan = built.get(variant.plan_name)
@@ -256,10 +256,10 @@ def main() -> None:
 
 
 def run(campaign: Campaign, *, build_only: bool = False) -> None:
-    """Build and measure model by model, in the order of the file."""
+    """Build and measure model by model, or group by group, in the order of the file."""
     everything = campaign.variants
-    for model in dict.fromkeys(v.model for v in everything):
-        campaign.variants = [v for v in everything if v.model == model]
+    for model in dict.fromkeys(v.turn for v in everything):
+        campaign.variants = [v for v in everything if v.turn == model]
         try:
             if not campaign.late:
                 campaign.build()

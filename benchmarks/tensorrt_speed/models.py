@@ -2,10 +2,11 @@
 
     python benchmarks/tensorrt_speed/models.py prepare --work /tmp/speed --models resnet50-v1.5 resnet_v1_50 ...
 
-`resnet50-v1.5` is torchvision's ResNet-50, random weights of seed 0 (needs PyTorch and torchvision); the others are
-`benchmarks/graphs` filled from seeds (see `weightless.py`). Each is calibrated and quantized by the worker's own
-stages on synthetic images. `resnet50-v1.5` also comes with UINT8 input, normalized inside the model. Needs ONNX and
-ONNX Runtime, no GPU. What is there already is not made again.
+`resnet50-v1.5` is torchvision's ResNet-50, random weights of seed 0 (needs PyTorch and torchvision);
+`resnet_v1_50-keras` and `-pytorch` are version 1 of both frameworks with the same weights (`frameworks/networks.py`);
+the others are `benchmarks/graphs` filled from seeds (see `weightless.py`). Each is calibrated and quantized by the
+worker's own stages on synthetic images. `resnet50-v1.5` also comes with UINT8 input, normalized inside the model. Needs
+ONNX and ONNX Runtime, no GPU. What is there already is not made again.
 
 A model's folder has `fp32/`, `int8/`, perhaps `fp32-uint8/` and `int8-uint8/`, `images.npy` (what it was calibrated
 on, where TensorRT's own calibration is measured) and `reference.npz` and `reference-uint8.npz`: images, and ONNX
@@ -30,9 +31,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "worker")]
 
+from frameworks import networks  # noqa: E402
+
 GRAPHS = ("resnet_v1_50", "resnet_v2_50", "inception_v3", "inception_v4", "vgg16", "vgg19")
 TORCHVISION = "resnet50-v1.5"
-MODELS = (TORCHVISION, *GRAPHS)
+TWO_FRAMEWORKS = (networks.KERAS, networks.PYTORCH)
+MODELS = (TORCHVISION, *GRAPHS, *TWO_FRAMEWORKS)
 CALIBRATION = {"distribution": "images", "samples": 64, "seed": 0}
 REFERENCE = {"distribution": "images", "samples": 16, "seed": 1}
 # ImageNet's, for pixels of 0 to 255.
@@ -69,21 +73,18 @@ def torchvision_model(work: Path) -> None:
     import torch
     import torchvision
 
-    uploaded = work / "uploaded"
-    uploaded.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    network = torchvision.models.resnet50(weights=None).eval()
-    torch.onnx.export(
-        network,
-        (torch.zeros(2, 3, 224, 224),),
-        str(uploaded / "model.onnx"),
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-        opset_version=17,
-        dynamo=False,
-    )
-    stage("import", {"model": uploaded}, work / "fp32", {})
+    networks.export(torchvision.models.resnet50(weights=None), work / "uploaded" / "model.onnx", 224)
+    stage("import", {"model": work / "uploaded"}, work / "fp32", {})
+
+
+def framework_model(name: str, work: Path) -> None:
+    """ResNet-50 version 1 as Keras or as PyTorch exports it, with the same weights, through the import stage."""
+    exported = networks.pytorch_model(work / ("uploaded" if name == networks.PYTORCH else "pytorch"))
+    if name == networks.KERAS:
+        imported = stage("import", {"model": exported}, work / "pytorch-imported", {})
+        networks.keras_model(imported, work / "uploaded")
+    stage("import", {"model": work / "uploaded"}, work / "fp32", {})
 
 
 def graph_model(name: str, folder: Path) -> None:
@@ -131,6 +132,8 @@ def prepare_one(name: str, work: Path) -> None:
     model = work / "fp32"
     if name == TORCHVISION:
         torchvision_model(work)
+    elif name in TWO_FRAMEWORKS:
+        framework_model(name, work)
     else:
         model.mkdir(parents=True, exist_ok=True)
         graph_model(name, model)
@@ -169,7 +172,7 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("command", choices=("prepare", "one"))
     cli.add_argument("--work", type=Path, required=True)
-    cli.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    cli.add_argument("--models", nargs="+", choices=MODELS, default=[TORCHVISION, *GRAPHS])
     arguments = cli.parse_args()
     if arguments.command == "one":
         for name in arguments.models:

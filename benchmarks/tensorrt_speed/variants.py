@@ -25,6 +25,7 @@ class Variant:
         load: load options.
         batches: batch sizes to measure.
         scopes: the numbers of instances at once for each scope.
+        group: models of one group are measured in turns; a model is a group of its own when empty.
         cold: build without the shared timing cache first, then again with the cache of that build.
     """
 
@@ -39,7 +40,13 @@ class Variant:
     load: Mapping[str, str] = field(default_factory=dict)
     batches: Sequence[int] = ()
     scopes: Mapping[str, Sequence[int]] = field(default_factory=lambda: {"engine": (1,)})
+    group: str = ""
     cold: bool = False
+
+    @property
+    def turn(self) -> str:
+        """Variants that have the same one are loaded together and measured in turns."""
+        return self.group or self.model
 
     @property
     def built(self) -> bool:

@@ -362,3 +362,10 @@ def test_the_table_says_which_bars_are_met() -> None:
     whole = table.every_row(found)
     assert "| resnet50-v1.5 | int8 | 128 | 1 | 66,000 |  |  | 600 | 110.0 |" in whole
     assert table.tables([]) == ""
+
+
+def test_models_of_a_group_are_measured_in_turns() -> None:
+    variants = read_variants(SPEED / "variants" / "c7.json")
+    assert len({v.model for v in variants}) == 2
+    assert {v.turn for v in variants} == {"c7"}
+    assert Variant("alone", "vgg16").turn == "vgg16"
