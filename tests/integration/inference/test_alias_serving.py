@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +40,46 @@ def _import(client: Client, folder: Path, tmp_path: Path) -> Engine:
     return client.engines.import_file(path)
 
 
+class _Load:
+    """Callers that ask without a pause, with as many rows as fill several batches: what each saw, and what failed."""
+
+    def __init__(self, callers: int) -> None:
+        self.seen: list[list[tuple[str, float]]] = [[] for _ in range(callers)]
+        self.failures: list[Exception] = []
+
+    def all_saw(self, version: str, factor: float) -> Callable[[], bool]:
+        """Whether every caller was last answered by that version; True at once after a failure."""
+        return lambda: bool(self.failures) or all(seen[-1:] == [(version, factor)] for seen in self.seen)
+
+
+@contextmanager
+def _load(client: Client, x: Any, callers: int = 6) -> Iterator[_Load]:
+    load = _Load(callers)
+    done = threading.Event()
+
+    def keep_asking(seen: list[tuple[str, float]], rows: Any) -> None:
+        while not done.is_set():
+            try:
+                result = client.infer("m", rows)
+                (factor,) = np.unique(result.only() / rows)
+                seen.append((result.model_version, float(factor)))
+            except Exception as error:
+                load.failures.append(error)
+
+    threads = [
+        threading.Thread(target=keep_asking, args=(seen, np.concatenate([x] * (1 + 3 * place))))
+        for place, seen in enumerate(load.seen)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_moving_an_alias_rolls_what_is_served(
     start_server: StartServer, optimizer: OptimizerProcess, models: Path, tmp_path: Path
 ) -> None:
@@ -51,32 +93,15 @@ def test_moving_an_alias_rolls_what_is_served(
         ]
         assert client.load("m", "m:prod") == config, "nothing to change"
         x = np.arange(1, 9, dtype=np.float32).reshape(2, 4)
-        seen: list[tuple[str, float]] = []
-        failures: list[Exception] = []
-        done = threading.Event()
-
-        def keep_asking() -> None:
-            while not done.is_set():
-                try:
-                    result = client.infer("m", x)
-                    (factor,) = np.unique(result.only() / x)
-                    seen.append((result.model_version, float(factor)))
-                except Exception as error:
-                    failures.append(error)
-
-        thread = threading.Thread(target=keep_asking)
-        thread.start()
-        try:
-            wait_for(lambda: seen)
+        with _load(client, x) as load:
+            wait_for(load.all_saw("1", 2.0))
             client.engines.set_alias("m:prod", triple)
-            wait_for(lambda: seen[-1] == ("2", 3.0) or failures)
+            wait_for(load.all_saw("2", 3.0))
             client.engines.set_alias("m:prod", double)
-            wait_for(lambda: seen[-1] == ("3", 2.0) or failures)
-        finally:
-            done.set()
-            thread.join()
-        assert not failures
-        assert list(dict.fromkeys(seen)) == [("1", 2.0), ("2", 3.0), ("3", 2.0)]
+            wait_for(load.all_saw("3", 2.0))
+        assert not load.failures
+        for seen in load.seen:  # nobody is sent back to an engine that was replaced
+            assert list(dict.fromkeys(seen)) == [("1", 2.0), ("2", 3.0), ("3", 2.0)]
         assert [v.version for v in client.serving.get("m").versions] == [3]
         # Another setting of the same alias is the next version; only it follows.
         config = client.load("m", "m:prod", instances=2)

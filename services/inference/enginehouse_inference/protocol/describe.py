@@ -66,7 +66,7 @@ def config(version: ModelVersion) -> Any:
     }.items():
         message.parameters[key].string_value = value
     policy = version.batcher.policy
-    if policy.join:
+    if policy.join or policy.levels:  # Triton has priorities within its dynamic batcher only
         batching = message.dynamic_batching
         batching.preferred_batch_size.extend(policy.preferred_batch_sizes)
         batching.max_queue_delay_microseconds = policy.max_queue_delay_ns // 1000
