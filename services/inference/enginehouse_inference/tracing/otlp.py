@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 
 import grpc
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -21,6 +22,10 @@ from enginehouse_inference.tracing.trace import Trace
 
 SERVICE = "inference.GRPCInferenceService"
 
+# How long the end may wait for a collector. OpenTelemetry's own shutdown tries for half a minute, which is more than an
+# orchestrator gives us.
+CLOSE_SECONDS = 2.0
+
 
 class OtlpExporter:
     """Makes spans of traces. A thread of OpenTelemetry's sends them, and drops them where the collector is away."""
@@ -29,7 +34,8 @@ class OtlpExporter:
         named = {} if "OTEL_SERVICE_NAME" in os.environ else {SERVICE_NAME: "enginehouse-inference"}
         # Not at the interpreter's exit: `close` is called, and by then the collector may be gone.
         self._provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._sender = OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(self._sender))
         self._tracer = self._provider.get_tracer("enginehouse_inference")
         self._propagator = TraceContextTextMapPropagator()
 
@@ -59,4 +65,9 @@ class OtlpExporter:
         span.end(trace.end_ns)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._provider.shutdown)
+        """Send what was not sent yet, as far as that takes no longer than `CLOSE_SECONDS`."""
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        await asyncio.to_thread(ending.join, CLOSE_SECONDS)
+        if ending.is_alive():
+            self._sender.shutdown(timeout_millis=0)  # ends its wait for the next attempt
