@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from inference_world import Server
+from collector import collecting
+from inference_world import Server, load
 from perf_analyzer import NotHadError, PerfAnalyzer, find
 
 pytestmark = pytest.mark.slow
@@ -64,28 +66,28 @@ def perf_analyzer() -> PerfAnalyzer:
         pytest.skip(f"no perf_analyzer: {error}")
 
 
-@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS.keys())
+@pytest.mark.parametrize("told", LOADS.values(), ids=LOADS.keys())
 def test_it_measures_us(
-    load: Load,
+    told: Load,
     server: Server,
     client: Any,
     perf_analyzer: PerfAnalyzer,
     tmp_path: Path,
 ) -> None:
     def counts() -> tuple[int, int, int]:
-        (model,) = client.get_inference_statistics(load.model).model_stats
+        (model,) = client.get_inference_statistics(told.model).model_stats
         return model.inference_count, model.inference_stats.success.count, model.inference_stats.fail.count
 
     report = tmp_path / "report.csv"
     before = counts()
     # A number of requests and no stable throughput: this asks whether it works, not how fast.
     printed = perf_analyzer.run(
-        *("-u", server.address, "-i", "grpc", "-f", str(report), "--request-count", "100", *load.arguments)
+        *("-u", server.address, "-i", "grpc", "-f", str(report), "--request-count", "100", *told.arguments)
     )
     rows, answered, failed = (now - then for now, then in zip(counts(), before, strict=True))
     measured = list(csv.DictReader(report.read_text().splitlines()))
     assert answered >= 100 * len(measured) > 0, printed
-    assert rows == load.rows * answered and failed == 0, printed
+    assert rows == told.rows * answered and failed == 0, printed
     # Its columns of the server's times come from ModelStatistics.
     assert all(float(line["Server Compute Infer"]) > 0 for line in measured), measured
 
@@ -96,6 +98,22 @@ def test_it_reads_our_metrics(server: Server, perf_analyzer: PerfAnalyzer) -> No
         *("-u", server.address, "-i", "grpc", "-m", "double", "--request-count", "50"),
         *("--collect-metrics", "--metrics-url", url),
     )
+
+
+def test_it_turns_traces_on(
+    start_server: Callable[..., Server], models: Path, perf_analyzer: PerfAnalyzer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+        server = start_server(tracing="otlp")
+        with server.client() as client:
+            load(client, models, "double")
+        perf_analyzer.run(
+            *("-u", server.address, "-i", "grpc", "-m", "double", "--request-count", "100"),
+            *("--trace-level", "TIMESTAMPS", "--trace-rate", "10"),
+        )
+        assert server.stop() == 0
+    assert len(collector.named("compute_infer")) >= 10
 
 
 def test_it_is_told_what_is_wrong(server: Server, perf_analyzer: PerfAnalyzer) -> None:
