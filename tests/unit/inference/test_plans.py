@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from enginehouse_inference.batching.policy import QueuePolicy, TimeoutAction
 from enginehouse_inference.models.batching import Batching, QueueDefaults, Queueing
 from enginehouse_inference.models.load_request import plan_from_load
 from enginehouse_inference.models.plan import Loading, VersionPlan, plan_from_config
@@ -66,6 +68,60 @@ def test_the_batch_limit(configured: int, batched: bool, engine: int, expected: 
 
 def test_preferred_sizes_beyond_the_limit_mean_nothing() -> None:
     assert Batching(preferred_batch_sizes=(4, 16)).policy(True, 8, QueueDefaults()).preferred_batch_sizes == (4,)
+
+
+def test_the_profile_is_preferred_where_batches_wait_for_a_size_and_none_is_named() -> None:
+    def preferred(**configured: Any) -> tuple[int, ...]:
+        return Batching(**configured).policy(True, 64, QueueDefaults(), optimal=32).preferred_batch_sizes
+
+    assert preferred(max_queue_delay_ns=5) == (32,)
+    assert preferred() == ()
+    assert preferred(max_queue_delay_ns=5, preferred_batch_sizes=(8,)) == (8,)
+    assert preferred(max_queue_delay_ns=5, max_batch_size=16) == ()
+
+
+def test_levels_are_silent_where_the_model_speaks() -> None:
+    config = serving_pb2.ServingConfig(name="projects/default/servingConfigs/m")
+    config.versions.add(version=1, engine="e1")
+    batching = config.batching
+    batching.priority_levels, batching.max_queue_size, batching.allow_timeout_override = 3, 50, False
+    batching.timeout_action, batching.device_share, batching.response_cache_bytes = (
+        serving_pb2.TIMEOUT_ACTION_DELAY,
+        2,
+        9,
+    )
+    batching.queue_timeout.FromMilliseconds(4)
+    first = batching.priority_queues.add(
+        priority_level=1, max_queue_size=5, timeout_action=serving_pb2.TIMEOUT_ACTION_REJECT
+    )
+    first.queue_timeout.FromMilliseconds(2)
+    plan = plan_from_config(config)
+    policy = plan.batching.policy(True, 8, QueueDefaults())
+    usual = QueuePolicy(50, 4_000_000, TimeoutAction.DELAY, allow_timeout_override=False)
+    assert policy.levels == (
+        QueuePolicy(5, 2_000_000, TimeoutAction.REJECT, allow_timeout_override=False),
+        usual,
+        usual,
+    )
+    assert (policy.queue, policy.default_level) == (usual, 3)
+    assert (plan.batching.device_share, plan.batching.response_cache_bytes) == (2, 9)
+    loaded = plan_from_load(
+        "m",
+        json.dumps(
+            {
+                "engine_directory": "/e",
+                "max_queue_size": 50,
+                "queue_timeout_us": 4000,
+                "timeout_action": "delay",
+                "allow_timeout_override": False,
+                "priority_levels": 3,
+                "priority_queues": {"1": {"max_queue_size": 5, "queue_timeout_us": 2000, "timeout_action": "reject"}},
+                "device_share": 2,
+                "response_cache_bytes": 9,
+            }
+        ),
+    )
+    assert loaded.batching == plan.batching
 
 
 def test_a_load_request() -> None:

@@ -221,6 +221,8 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._queue:
+            return
         # Where all instances compute, or other models do, time alone lets nothing leave.
         idle = self._busy < self._instances and not self._held
         event = self._queue.next_event_ns() if idle else self._queue.next_alarm_ns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Generic, TypeVar
@@ -17,28 +18,36 @@ class Lane(Generic[T]):
     def __init__(self) -> None:
         # Ordered dictionaries: a request that is cancelled leaves a long queue at once.
         self._ranks: dict[int, OrderedDict[Entry[T], None]] = {}
+        # The lowest rank's.
+        self._first: OrderedDict[Entry[T], None] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._ranks)
 
     def __iter__(self) -> Iterator[Entry[T]]:
-        ranks = self._ranks
-        for rank in ranks if len(ranks) == 1 else sorted(ranks):
-            yield from ranks[rank]
+        if len(self._ranks) == 1:
+            return iter(self._first)
+        return itertools.chain.from_iterable(self._ranks[rank] for rank in sorted(self._ranks))
 
     @property
     def head(self) -> Entry[T]:
         """The one that leaves first."""
-        return next(iter(self._ranks[min(self._ranks)]))
+        return next(iter(self._first))
 
     def add(self, entry: Entry[T]) -> None:
-        self._ranks.setdefault(entry.rank, OrderedDict())[entry] = None
+        entries = self._ranks.get(entry.rank)
+        if entries is None:
+            entries = self._ranks[entry.rank] = OrderedDict()
+            self._first = self._ranks[min(self._ranks)]
+        entries[entry] = None
 
     def remove(self, entry: Entry[T]) -> None:
         entries = self._ranks[entry.rank]
         del entries[entry]
         if not entries:
             del self._ranks[entry.rank]
+            if self._ranks:
+                self._first = self._ranks[min(self._ranks)]
 
     def delay(self, entry: Entry[T]) -> None:
         """Put an entry behind those of its level."""
@@ -48,7 +57,5 @@ class Lane(Generic[T]):
 
     def patience_ns(self, delay_ns: int) -> int:
         """When it should leave, full or not, if each may wait `delay_ns` for others; those delayed wait no more."""
-        return min(
-            0 if (head := next(iter(entries))).delayed else head.arrived_ns + delay_ns
-            for entries in self._ranks.values()
-        )
+        heads = [next(iter(entries)) for entries in self._ranks.values()]
+        return min([0 if head.delayed else head.arrived_ns + delay_ns for head in heads])

@@ -75,7 +75,7 @@ class BatchPolicy:
         return self.levels[level - 1] if self.levels else self.queue
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry(Generic[T]):
     """A request in the queue.
 
@@ -105,7 +105,7 @@ class Entry(Generic[T]):
         return 2 * self.level + self.delayed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slice(Generic[T]):
     """Rows `start` to `stop` of an entry."""
 

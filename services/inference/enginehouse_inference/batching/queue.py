@@ -95,7 +95,7 @@ class BatchQueue(Generic[T]):
 
     def expire(self, now_ns: int) -> list[Entry[T]]:
         """Remove and return the requests whose deadline has passed, and delay those whose time in the queue is over."""
-        late = []
+        late: list[Entry[T]] = []
         while (moment := self.next_alarm_ns()) is not None and moment <= now_ns:
             _, _, entry = heapq.heappop(self._alarms)
             if entry.deadline_ns is not None and entry.deadline_ns <= now_ns:
@@ -126,6 +126,10 @@ class BatchQueue(Generic[T]):
         Args:
             least: rows below which waiting for more is better anyway. Requests that share no batch leave all the same.
         """
+        if len(self._lanes) == 1:  # as nearly always
+            (lane,) = self._lanes.values()
+            count = self._leaving(lane, now_ns, least)
+            return Batch(tuple(self._cut(lane, count))) if count else None
         ready = [
             (lane.head.rank, lane.head.arrived_ns, index, lane, count)
             for index, lane in enumerate(self._lanes.values())
@@ -138,6 +142,8 @@ class BatchQueue(Generic[T]):
 
     def next_event_ns(self) -> int | None:
         """When to look again though nothing arrives: a delay ends, or a deadline or timeout passes. None: never."""
+        if not self._size:
+            return None
         delay = self.policy.max_queue_delay_ns
         events = [lane.patience_ns(delay) for lane in self._lanes.values()]
         if (alarm := self.next_alarm_ns()) is not None:
@@ -159,26 +165,28 @@ class BatchQueue(Generic[T]):
 
     def _leaving(self, lane: Lane[T], now_ns: int, least: int) -> int:
         """How many entries of a lane should leave now (0: wait); the last may leave in part."""
-        limit = self.policy.max_batch_size
-        if not self.policy.join or lane.head.alone:
+        policy = self.policy
+        limit, preferences = policy.max_batch_size, policy.preferred_batch_sizes
+        if not policy.join or lane.head.alone:
             return 1
         rows, count, preferred = 0, 0, 0
         full = False
         for entry in lane:
             # A request is cut only where it must be, because its answer waits for its last row.
-            if rows and rows + entry.left > limit:
+            left = entry.rows - entry.taken
+            if rows and rows + left > limit:
                 full = True
                 break
-            rows += entry.left
+            rows += left
             count += 1
-            if rows in self.policy.preferred_batch_sizes:
+            if rows in preferences:
                 preferred = count
             if rows >= limit:
                 full = True
                 break
         if rows < least and not full:
             return 0
-        if full or now_ns >= lane.patience_ns(self.policy.max_queue_delay_ns):
+        if full or not policy.max_queue_delay_ns or now_ns >= lane.patience_ns(policy.max_queue_delay_ns):
             # Out of patience with a preferred size at hand: take that, the rest has its own first request now.
             return count if full else (preferred or count)
         return preferred
