@@ -35,17 +35,19 @@ class Lane(Generic[T]):
         return next(iter(self._first))
 
     def add(self, entry: Entry[T]) -> None:
-        entries = self._ranks.get(entry.rank)
+        rank = entry.rank
+        entries = self._ranks.get(rank)
         if entries is None:
-            entries = self._ranks[entry.rank] = OrderedDict()
+            entries = self._ranks[rank] = OrderedDict()
             self._first = self._ranks[min(self._ranks)]
         entries[entry] = None
 
     def remove(self, entry: Entry[T]) -> None:
-        entries = self._ranks[entry.rank]
+        rank = entry.rank
+        entries = self._ranks[rank]
         del entries[entry]
         if not entries:
-            del self._ranks[entry.rank]
+            del self._ranks[rank]
             if self._ranks:
                 self._first = self._ranks[min(self._ranks)]
 

@@ -58,13 +58,16 @@ class BatchQueue(Generic[T]):
         Raises:
             QueueFullError: its level of the queue is full.
         """
-        level = self.policy.level(priority)
-        waiting = self.policy.waiting(level)
+        level, waiting = 1, self.policy.queue
+        if self.policy.levels:
+            level = self.policy.level(priority)
+            waiting = self.policy.waiting(level)
         count = self._at_level.get(level, 0)
         if count >= waiting.max_queue_size:
             raise QueueFullError(waiting.max_queue_size, level if self.policy.levels else 0)
         timeout = None
-        if (limit := waiting.time_ns(timeout_ns)) is not None:
+        limit = waiting.queue_timeout_ns if timeout_ns is None else waiting.time_ns(timeout_ns)
+        if limit is not None:
             if waiting.timeout_action is TimeoutAction.DELAY:
                 timeout = now_ns + limit
             else:
@@ -76,9 +79,10 @@ class BatchQueue(Generic[T]):
         lane.add(entry)
         self._size += 1
         self._at_level[level] = count + 1
-        for moment in (deadline_ns, timeout):
-            if moment is not None:
-                self._alarm(moment, entry)
+        if deadline_ns is not None:
+            self._alarm(deadline_ns, entry)
+        if timeout is not None:
+            self._alarm(timeout, entry)
         return entry
 
     def remove(self, entry: Entry[T]) -> None:
@@ -126,6 +130,8 @@ class BatchQueue(Generic[T]):
         Args:
             least: rows below which waiting for more is better anyway. Requests that share no batch leave all the same.
         """
+        if not self._lanes:
+            return None
         if len(self._lanes) == 1:  # as nearly always
             (lane,) = self._lanes.values()
             count = self._leaving(lane, now_ns, least)
