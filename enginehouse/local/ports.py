@@ -11,16 +11,17 @@ from enginehouse.errors import UnavailableError
 HOST = "127.0.0.1"
 
 
-def check_free(port: int, *, what: str, option: str) -> None:
+def check_free(port: int, *, what: str, option: str, host: str = HOST) -> None:
     """Refuse a port that is taken.
 
     Raises:
         UnavailableError: it is; the message names who has it where we may know, and the option to choose another.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: old connections do not count
         try:
-            probe.bind((HOST, port))
+            probe.bind((host.strip("[]"), port))
         except OSError as error:
             raise UnavailableError(
                 f"port {port} for {what} is in use{_holder(port)}: stop what holds it, choose another with "

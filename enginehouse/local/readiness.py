@@ -11,7 +11,6 @@ from pathlib import Path
 from enginehouse.client.connection import Endpoint
 from enginehouse.client.health import is_serving
 from enginehouse.errors import FailedPreconditionError
-from enginehouse.local.ports import HOST
 from enginehouse.local.processes import is_alive, tail
 from enginehouse.local.state import ServiceState
 
@@ -25,8 +24,8 @@ async def is_healthy(address: str, timeout: float) -> bool:
         await endpoint.close()
 
 
-async def wait_ready(service: ServiceState, announcement: Path, timeout: float) -> ServiceState:
-    """The service with the port that it announced, once it is healthy.
+async def wait_ready(service: ServiceState, host: str, announcement: Path, timeout: float) -> ServiceState:
+    """The service with the port that it announced, once it is healthy at that host.
 
     Raises:
         FailedPreconditionError: its process ended or it was not ready in time; the message has the end of its log.
@@ -34,7 +33,7 @@ async def wait_ready(service: ServiceState, announcement: Path, timeout: float) 
     deadline = time.monotonic() + timeout
     while True:
         port = announced_port(announcement)
-        if port and await is_healthy(f"{HOST}:{port}", 2.0):
+        if port and await is_healthy(f"{host}:{port}", 2.0):
             return dataclasses.replace(service, port=port)
         if not is_alive(service.pid, service.start_time):
             raise _failure(service, "ended before it was ready")

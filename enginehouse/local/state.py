@@ -15,13 +15,27 @@ STATE_FILE = "state.json"
 
 @dataclass(frozen=True)
 class ServiceState:
-    """A service's process. `start_time` (seconds since 1970) tells it from a later process with the same pid."""
+    """A service's process.
+
+    Attributes:
+        name: the service's, with the device after it ("inference-cuda-1") where several processes share it.
+        start_time: seconds since 1970; tells it from a later process with the same pid.
+        device: that an inference process serves on, such as "cuda:1".
+        device_name: its product.
+    """
 
     name: str
     pid: int
     start_time: float
     port: int
     log: str
+    device: str = ""
+    device_name: str = ""
+
+    @property
+    def service(self) -> str:
+        """Which of the services it is."""
+        return self.name.partition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -32,8 +46,11 @@ class StackState:
     host: str = "127.0.0.1"
 
     def addresses(self) -> dict[str, str]:
-        """Each service's "host:port" by its name."""
-        return {service.name: f"{self.host}:{service.port}" for service in self.services}
+        """Each service's "host:port" by its name; of several processes all, with commas between."""
+        found: dict[str, list[str]] = {}
+        for process in self.services:
+            found.setdefault(process.service, []).append(f"{self.host}:{process.port}")
+        return {service: ",".join(addresses) for service, addresses in found.items()}
 
 
 def home_of(variables: Mapping[str, str] | None = None) -> Path:

@@ -16,7 +16,8 @@ import pytest
 from enginehouse import Client
 from enginehouse.errors import AlreadyExistsError, FailedPreconditionError, UnavailableError
 from enginehouse.local import stack
-from enginehouse.local.plan import StackOptions, variables_of
+from enginehouse.local.devices import LocalDevice
+from enginehouse.local.plan import StackOptions, processes_of, variables_of
 from enginehouse.local.processes import is_alive, start_time_of
 from enginehouse.local.state import ServiceState, StackState, read_state, write_state
 
@@ -26,7 +27,7 @@ FAKE = Path(__file__).with_name("fake_service.py")
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StackOptions]:
     monkeypatch.setattr(stack, "command_of", lambda service: [sys.executable, str(FAKE), service])
-    monkeypatch.setattr(stack, "check_installed", lambda: None)
+    monkeypatch.setattr(stack, "check_installed", lambda services: None)
     variables = {"PYTHONPATH": os.pathsep.join(sys.path)}
     free = {"optimizer": 0, "inference": 0, "telemetry": 0}
     options = StackOptions(tmp_path / "home", free, metrics_port=0, timeout=20, variables=variables)
@@ -131,8 +132,9 @@ def test_what_a_crash_left_is_no_running_stack(options: StackOptions) -> None:
 def test_each_service_is_told_what_is_its_own(options: StackOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENGINEHOUSE_PORT", "1")
     monkeypatch.setenv("ENGINEHOUSE_METRICS_PORT", "2")
-    inference = variables_of("inference", options, "127.0.0.1:5")
-    telemetry = variables_of("telemetry", dataclasses.replace(options, metrics_port=None), None)
+    _, telemetry_plan, plan = processes_of(options, [LocalDevice("cpu")])
+    inference = variables_of(plan, options, "127.0.0.1:5")
+    telemetry = variables_of(telemetry_plan, dataclasses.replace(options, metrics_port=None), None)
     assert (inference["ENGINEHOUSE_PORT"], inference["ENGINEHOUSE_OPTIMIZER"]) == ("0", "127.0.0.1:5")
     assert inference["ENGINEHOUSE_METRICS_PORT"] == "0" and telemetry["ENGINEHOUSE_METRICS_PORT"] == "off"
     assert inference["ENGINEHOUSE_DATA_DIR"] != telemetry["ENGINEHOUSE_DATA_DIR"]
