@@ -18,7 +18,7 @@ from building import Workshop
 from conftest import PROFILE, Notes, Small
 from machine import OWN_ANSWER, Machine, worst_row
 
-from enginehouse import Client
+from enginehouse import Balancing, Client, Retry
 from enginehouse.errors import EnginehouseError, UnavailableError
 from services import Services, running_services, wait_for
 
@@ -81,7 +81,9 @@ class Load:
     def _ask(self, seed: int) -> None:
         model, images, right = self._arguments
         random = np.random.default_rng(seed)
-        with Client(inference=self.address) as client:
+        # Each failure is to be seen, so nothing is sent again.
+        once = Balancing(retry=Retry(max_attempts=1))
+        with Client(inference=self.address, balancing=once) as client:
             while not self._stop.is_set():
                 picked = random.integers(0, len(images), size=int(random.integers(1, 17)))
                 try:
