@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from enginehouse.errors import EnginehouseError, error_for_name
@@ -15,6 +15,7 @@ from enginehouse.workers.segments import Segment
 class _Waiting:
     future: asyncio.Future[Frame]
     segment: Segment | None
+    keep: Sequence[object]
 
 
 class Calls:
@@ -35,8 +36,12 @@ class Calls:
         self._waiting: dict[int, _Waiting] = {}
         self._next = 1
 
-    async def call(self, frame: Frame, segment: Segment | None = None) -> Frame:
+    async def call(self, frame: Frame, segment: Segment | None = None, keep: Sequence[object] = ()) -> Frame:
         """Send a frame and wait for its answer.
+
+        Args:
+            segment: of ours that the worker reads; free once there is an answer.
+            keep: what must stay until there is an answer, also when nobody waits for it any more.
 
         Raises:
             EnginehouseError: the answer is an error.
@@ -45,7 +50,7 @@ class Calls:
         self._next += 1
         frame["id"] = identifier
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._waiting[identifier] = _Waiting(future, segment)
+        self._waiting[identifier] = _Waiting(future, segment, keep)
         self._send(frame)
         try:
             return await future

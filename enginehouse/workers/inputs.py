@@ -5,56 +5,51 @@ What lies in a client's device memory stays there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from enginehouse.errors import InternalError
 from enginehouse.workers.framing import Frame
 from enginehouse.workers.regions import DeviceRegion, Place, RegionPart
 from enginehouse.workers.segments import Segment, SegmentPool, aligned
+from enginehouse.workers.shared import SharedPart, SharedSegment
 from enginehouse.workers.tensors import FilePart, TensorInput
 
 
-def write_inputs(pool: SegmentPool, inputs: Sequence[TensorInput]) -> tuple[Segment | None, list[Frame]]:
+def write_inputs(
+    pool: SegmentPool, inputs: Sequence[TensorInput], number: Callable[[SharedSegment], int]
+) -> tuple[Segment | None, list[Frame]]:
     """Copy tensors into one segment; returns it and their descriptions, as an `infer` frame has them.
 
-    None in place of the segment when all of them lie in device memory.
+    None in place of the segment when nothing was copied: all of it lies in device memory, or in others' segments.
+
+    Args:
+        number: what the worker knows another's segment by.
     """
-    regions = [_region_part(tensor) for tensor in inputs]
-    if inputs and None not in regions:
-        return None, [_in_region(tensor, part) for tensor, part in zip(inputs, regions, strict=True) if part]
-    sizes = [0 if part else tensor.size for tensor, part in zip(inputs, regions, strict=True)]
-    segment = pool.acquire(sum(aligned(size) for size in sizes))
+    copied = [_copied_bytes(tensor) for tensor in inputs]
+    if inputs and all(size is None for size in copied):
+        return None, [_elsewhere(tensor, number) for tensor in inputs]
+    segment = pool.acquire(sum(aligned(size) for size in copied if size is not None))
     described: list[Frame] = []
     offset = 0
     try:
         memory = segment.view
-        for tensor, size, region_part in zip(inputs, sizes, regions, strict=True):
-            if region_part is not None:
-                described.append(_in_region(tensor, region_part))
+        for tensor, size in zip(inputs, copied, strict=True):
+            if size is None:
+                described.append(_elsewhere(tensor, number))
                 continue
-            position = offset
-            for part in tensor.parts:
-                place = memory[position : position + len(part)]
-                if isinstance(part, FilePart):
-                    part.read_into(place)
-                elif not isinstance(part, RegionPart):
-                    place[:] = part
-                position += len(part)
-            described.append(
-                {
-                    "name": tensor.name,
-                    "dtype": tensor.dtype,
-                    "shape": tensor.shape,
-                    "segment": segment.id,
-                    "offset": offset,
-                    "bytes": size,
-                }
-            )
+            pieces = _copy(tensor, memory, segment.id, offset, number)
+            described.append(_in_pieces(tensor, pieces))
             offset += aligned(size)
     except BaseException:
         pool.release(segment)
         raise
     return segment, described
+
+
+def shared_parts(inputs: Sequence[TensorInput]) -> list[SharedPart]:
+    """The parts that stay where others wrote them."""
+    return [part for tensor in inputs for part in tensor.parts if isinstance(part, SharedPart)]
 
 
 def used_regions(inputs: Sequence[TensorInput], places: Sequence[Place]) -> list[DeviceRegion]:
@@ -68,26 +63,62 @@ def describe_places(places: Sequence[Place]) -> list[Frame]:
     return [{"name": p.name, "region": p.region.number, "offset": p.offset, "bytes": p.size} for p in places]
 
 
-def _region_part(tensor: TensorInput) -> RegionPart | None:
-    """The device memory that a tensor lies in; None when it comes in parts from this machine's own.
+def _copied_bytes(tensor: TensorInput) -> int | None:
+    """How much of a tensor is copied; None when it stays where it is.
 
     Raises:
-        InternalError: it is in both, which no request asks for: one that uses device memory is a batch of its own.
+        InternalError: part of it lies in device memory, which no request asks for: one that uses that is a batch of its
+            own.
     """
-    if not any(isinstance(part, RegionPart) for part in tensor.parts):
+    kinds = {type(part) for part in tensor.parts}
+    if RegionPart in kinds:
+        if len(tensor.parts) != 1:
+            raise InternalError(f"input {tensor.name!r} is in pieces, and one lies in device memory")
         return None
+    if kinds == {SharedPart}:
+        return None
+    return sum(len(part) for part in tensor.parts if not isinstance(part, SharedPart))
+
+
+def _copy(
+    tensor: TensorInput, memory: memoryview, segment: int, offset: int, number: Callable[[SharedSegment], int]
+) -> list[tuple[int, int, int]]:
+    """Copy a tensor's parts, from `offset` of our segment on; returns where its bytes then lie, in order."""
+    pieces: list[tuple[int, int, int]] = []
+    begin = position = offset
+    for part in tensor.parts:
+        if isinstance(part, SharedPart):
+            if position > begin:
+                pieces.append((segment, begin, position - begin))
+                begin = position
+            pieces.append((number(part.segment), part.offset, part.length))
+            continue
+        place = memory[position : position + len(part)]
+        if isinstance(part, FilePart):
+            part.read_into(place)
+        elif not isinstance(part, RegionPart):
+            place[:] = part
+        position += len(part)
+    if position > begin or not pieces:
+        pieces.append((segment, begin, position - begin))
+    return pieces
+
+
+def _elsewhere(tensor: TensorInput, number: Callable[[SharedSegment], int]) -> Frame:
+    """A tensor of which nothing was copied."""
     part = tensor.parts[0]
-    if len(tensor.parts) != 1 or not isinstance(part, RegionPart):
-        raise InternalError(f"input {tensor.name!r} is in pieces, and one lies in device memory")
-    return part
+    if isinstance(part, RegionPart):
+        where = {"region": part.region.number, "offset": part.offset, "bytes": part.length}
+        return {**_head(tensor), **where}
+    return _in_pieces(tensor, [(number(p.segment), p.offset, p.length) for p in shared_parts([tensor])])
 
 
-def _in_region(tensor: TensorInput, part: RegionPart) -> Frame:
-    return {
-        "name": tensor.name,
-        "dtype": tensor.dtype,
-        "shape": tensor.shape,
-        "region": part.region.number,
-        "offset": part.offset,
-        "bytes": part.length,
-    }
+def _in_pieces(tensor: TensorInput, pieces: Sequence[tuple[int, int, int]]) -> Frame:
+    if len(pieces) > 1:
+        return {**_head(tensor), "pieces": pieces}
+    ((segment, offset, size),) = pieces
+    return {**_head(tensor), "segment": segment, "offset": offset, "bytes": size}
+
+
+def _head(tensor: TensorInput) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape}

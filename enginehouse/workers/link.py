@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from enginehouse.errors import FailedPreconditionError, InternalError, Unavailab
 from enginehouse.workers.calls import Calls
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.framing import Frame
-from enginehouse.workers.inputs import describe_places, used_regions, write_inputs
+from enginehouse.workers.inputs import describe_places, shared_parts, used_regions, write_inputs
 from enginehouse.workers.opened import OpenRegions
 from enginehouse.workers.process import LogSink, LogTail, describe_exit, spawn
 from enginehouse.workers.regions import DeviceRegion, Place, held
 from enginehouse.workers.results import InferenceResult, LoadedModel, Measurement, loaded_model, used_segments
 from enginehouse.workers.segments import Segment, SegmentMap, SegmentPool
+from enginehouse.workers.shared import SharedSegment
 from enginehouse.workers.tensors import Array, TensorInput, TensorOutput, tensor_input
 from enginehouse.workers.transport import Transport
 
@@ -57,6 +59,8 @@ class WorkerProcess:
         self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._watching: asyncio.Task[None] | None = None
         self._regions = OpenRegions(self._call)
+        # Segments of third processes that the worker knows, by the number that we gave them.
+        self._shared: weakref.WeakKeyDictionary[SharedSegment, int] = weakref.WeakKeyDictionary()
         self.backends: Mapping[str, str] = {}
         self.memory: Sequence[str] = ("host",)
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -222,7 +226,7 @@ class WorkerProcess:
         places: Sequence[Place],
     ) -> InferenceResult:
         self._check()  # it may have died while it opened a region
-        segment, described = write_inputs(self._pool, inputs)
+        segment, described = write_inputs(self._pool, inputs, self._number)
         request: Frame = {"type": "infer", "model": key, "inputs": described, "outputs": list(outputs)}
         if deadline_ns is not None:
             request["deadline"] = deadline_ns
@@ -231,7 +235,8 @@ class WorkerProcess:
         if self._releases:
             # In the same message: a frame of its own would wake the worker once more for each result.
             request["release"], self._releases = self._releases, []
-        frame = await self._call(request, segment)
+        # Others' memory stays as it is until the worker has answered, whoever waits for that.
+        frame = await self._call(request, segment, shared_parts(inputs))
         try:
             views = tuple(self._output(t) for t in frame["outputs"])
         except InternalError:
@@ -294,9 +299,9 @@ class WorkerProcess:
         if self._gone is not None:
             raise UnavailableError(self._gone.message, retry_after_seconds=self._gone.retry_after_seconds)
 
-    async def _call(self, frame: Frame, segment: Segment | None = None) -> Frame:
+    async def _call(self, frame: Frame, segment: Segment | None = None, keep: Sequence[object] = ()) -> Frame:
         self._check()
-        return await self._calls.call(frame, segment)
+        return await self._calls.call(frame, segment, keep)
 
     def _receive(self, frame: Frame, descriptor: int | None) -> None:
         kind = frame.get("type")
@@ -332,6 +337,17 @@ class WorkerProcess:
         if len(self._releases) >= RELEASES and self._gone is None:
             self._transport.send({"type": "release", "segments": self._releases})
             self._releases = []
+
+    def _number(self, shared: SharedSegment) -> int:
+        """What the worker knows another's segment by; it is told of it before its first use, and when it is gone."""
+        number = self._shared.get(shared)
+        if number is None:
+            number = self._shared[shared] = self._pool.take_number()
+            frame = {"type": "segment", "segment": number, "bytes": shared.size}
+            self._transport.send(frame, shared.descriptor)
+            gone = weakref.finalize(shared, self._transport.send, {"type": "drop", "segment": number})
+            gone.atexit = False
+        return number
 
     def _announce(self, segment: Segment) -> None:
         self._transport.send({"type": "segment", "segment": segment.id, "bytes": segment.size}, segment.descriptor)

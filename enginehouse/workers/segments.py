@@ -92,6 +92,11 @@ class SegmentPool:
         """Bytes of segments kept for reuse."""
         return self._free_bytes
 
+    def take_number(self) -> int:
+        """A number that no segment of this pool has or will have: for another's, announced beside ours."""
+        self._next += 1
+        return self._next - 1
+
     def acquire(self, size: int) -> Segment:
         """A segment of at least `size` bytes, ours until `release`; its content is undefined.
 
@@ -109,8 +114,7 @@ class SegmentPool:
 
     def _create(self, size: int) -> Segment:
         try:
-            segment = create(self._next, size)
-            self._next += 1
+            segment = create(self.take_number(), size)
             try:
                 self._announce(segment)
             except BaseException:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from enginehouse.errors import InvalidArgumentError
 from enginehouse.workers.regions import RegionPart
+from enginehouse.workers.shared import SharedPart
 
 Array = npt.NDArray[Any]
 Buffer = bytes | memoryview
@@ -95,7 +96,7 @@ class FilePart:
         return bytes(data)
 
 
-Part = bytes | memoryview | FilePart | RegionPart
+Part = bytes | memoryview | FilePart | RegionPart | SharedPart
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,33 @@ def test_pages_mapped_for_reading_that_cannot_be_locked(world: World, registers:
     assert {flags for _, flags in bindings.registered.values()} == ({1} if registers else set())
 
 
+@pytest.mark.parametrize("registers", [True, False])
+def test_a_batch_in_pieces_of_several_segments(world: World, registers: bool) -> None:
+    front, bindings, _ = world
+    bindings.registers = registers
+    for seed in range(4):
+        x, z = rows(6, seed)
+        segments = [front.pool.acquire(64) for _ in range(3)]
+        pieces = []
+        for segment, part in zip(segments, np.split(x, [1, 3]), strict=True):
+            segment.view()[8 : 8 + part.nbytes] = part.tobytes()
+            pieces.append([segment.id, 8, part.nbytes])
+        whole = front.pool.acquire(z.nbytes)
+        whole.view()[: z.nbytes] = z.tobytes()
+        inputs = [
+            {"name": "x", "dtype": "INT32", "shape": [6, 3], "pieces": pieces},
+            {"name": "z", "dtype": "INT32", "shape": [6, 3], "segment": whole.id, "offset": 0, "bytes": z.nbytes},
+        ]
+        started = front.start({"type": "infer", "model": "m", "inputs": inputs, "outputs": []})
+        np.testing.assert_array_equal(front.receive_batch((started, whole.id)), 2 * x + z)
+        for bad in ([*pieces, pieces[0]], [[999, 0, 4]], [[1, 2]], []):
+            inputs[0]["pieces"] = bad
+            refused = front.ask({"type": "infer", "model": "m", "inputs": inputs, "outputs": []})
+            assert refused["code"] == "INVALID_ARGUMENT", refused
+        for segment in segments:
+            front.pool.release(segment.id)
+
+
 def test_failures_cost_nothing_else(world: World) -> None:
     front, _, _ = world
     x, z = rows(9, 0)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from enginehouse.errors import (
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.link import WorkerProcess
 from enginehouse.workers.process import spawn
-from enginehouse.workers.tensors import TensorInput
+from enginehouse.workers.shared import SharedPart, SharedSegment
+from enginehouse.workers.tensors import TensorInput, encode_bytes
 
 ONE_THREAD = {"intra_op_threads": 1}
 
@@ -51,6 +53,60 @@ async def test_rows_from_several_places_become_one_batch(worker: WorkerProcess, 
     with await worker.infer("m", [tensor]) as result:
         np.testing.assert_array_equal(result.array("y"), 2 * np.concatenate([first, second]))
         assert result.compute_ns > 0
+
+
+def lent(data: bytes, loan: object = None) -> SharedPart:
+    """Bytes in a segment that another process made, at an odd place."""
+    descriptor = os.memfd_create("another's")
+    os.pwrite(descriptor, data, 100)
+    os.ftruncate(descriptor, 4096)
+    return SharedPart(SharedSegment(4096, descriptor), 100, len(data), loan)
+
+
+async def test_memory_of_third_processes_is_read_where_it_is(worker: WorkerProcess, models: Path) -> None:
+    for model in ("double", "text"):
+        await worker.load(model, models / model, options=ONE_THREAD)
+    rows = np.arange(24, dtype=np.float32).reshape(6, 4)
+    mine = [rows[start:stop].tobytes() for start, stop in ((0, 1), (1, 2), (2, 5), (5, 6))]
+    alone = TensorInput("x", "FP32", (3, 4), (lent(mine[2]),))
+    mixed = TensorInput("x", "FP32", (6, 4), (mine[0], mine[1], lent(mine[2]), lent(mine[3])))
+    for tensor, sent in ((alone, rows[2:5]), (mixed, rows)):
+        with await worker.infer("double", [tensor]) as result:
+            np.testing.assert_array_equal(result.array("y"), 2 * sent)
+    texts = [encode_bytes([b"a", "\u00e9" * 9]), encode_bytes([b"", b"d"])]
+    tensor = TensorInput("s", "BYTES", (2, 2), (lent(texts[0]), lent(texts[1])))
+    with await worker.infer("text", [tensor]) as result:
+        assert result.array("t").tolist() == [[b"a", "\u00e9".encode() * 9], [b"", b"d"]]
+    # One segment many times is announced once, and forgotten when it is gone.
+    del alone, mixed, tensor
+    maps = Path(f"/proc/{worker.pid}/maps")
+    again = lent(mine[2])
+    for _ in range(3):
+        (await worker.infer("double", [TensorInput("x", "FP32", (3, 4), (again,))])).release()
+    assert maps.read_text().count("another's") == 1
+    del again
+    await worker.ping()
+    assert "another's" not in maps.read_text()
+
+
+async def test_lent_memory_is_kept_until_the_worker_has_answered(worker: WorkerProcess, models: Path) -> None:
+    class Loan:
+        pass
+
+    await worker.load("loop", models / "slow", options=ONE_THREAD)
+    loan = Loan()
+    there = weakref.ref(loan)
+    tensor = TensorInput("steps", "INT64", (1, 1), (lent(np.full((1, 1), LONG, np.int64).tobytes(), loan),))
+    task = asyncio.create_task(worker.infer("loop", [tensor]))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    del tensor, loan
+    await asyncio.gather(task, return_exceptions=True)
+    del task
+    assert there() is not None  # the worker computes still
+    while there() is not None:
+        await asyncio.sleep(0.01)
+    assert worker.alive
 
 
 async def test_text_scalars_and_chosen_outputs(worker: WorkerProcess, models: Path) -> None:

@@ -74,6 +74,28 @@ class Instance(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """An array in C order whose bytes lie in several places of host memory: `parts` (flat, UINT8), in order."""
+
+    parts: tuple[Array, ...]
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def write_to(self, place: Array) -> None:
+        """Copy the bytes into a contiguous array of as many."""
+        flat, position = place.reshape(-1).view(np.uint8), 0
+        for part in self.parts:
+            np.copyto(flat[position : position + part.size], part)
+            position += part.size
+
+    def joined(self) -> Array:
+        """A copy in one piece."""
+        whole = np.empty(self.shape, self.dtype)
+        self.write_to(whole)
+        return whole
+
+
 class DeviceArray(Protocol):
     """An array in device memory, in the form that array libraries exchange."""
 
@@ -97,7 +119,7 @@ class PipelinedInstance(Protocol):
         """Begin a batch, with at most `ring` begun and not finished; returns what `finish` takes.
 
         Args:
-            inputs: NumPy arrays and `DeviceArray`s; they must stay as they are until the batch is finished.
+            inputs: NumPy arrays, `Pieces` and `DeviceArray`s; they must stay as they are until the batch is finished.
             outputs: for each wanted output the array, of either kind, that it is written to.
         """
 

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enginehouse_worker.backends.base import Array, DeviceArray, DeviceMemory, Instance, PipelinedInstance
+from enginehouse_worker.backends.base import Array, DeviceArray, DeviceMemory, Instance, Pieces, PipelinedInstance
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.runner.framing import Channel
 from enginehouse_worker.runner.instances import Model, monotonic_ns
 from enginehouse_worker.runner.measure import run_for
 from enginehouse_worker.runner.regions import Hold, RegionMap
 from enginehouse_worker.runner.segments import SegmentMap, SegmentPool
-from enginehouse_worker.runner.tensors import place_outputs, read_inputs, write_outputs
+from enginehouse_worker.runner.tensors import pieces_of, place_outputs, read_inputs, write_outputs
 
 Frame = Mapping[str, Any]
 
@@ -95,7 +95,7 @@ class Inference:
         names = self._names(begin)
         peer, frame = self.peer, self.frame
         try:
-            numbers = [int(tensor["segment"]) for tensor in frame["inputs"] if "region" not in tensor]
+            numbers = [segment for tensor in frame["inputs"] for segment, _, _ in pieces_of(tensor)]
             given = {str(tensor["name"]): tuple(int(d) for d in tensor["shape"]) for tensor in frame["inputs"]}
         except (KeyError, TypeError, ValueError) as error:
             raise _bad(error) from None
@@ -103,7 +103,7 @@ class Inference:
         segments = peer.segments.hold(numbers, memory)
         segment: int | None = None
         try:
-            inputs = self._inputs(peer.regions)
+            inputs = self._inputs(peer.regions, join=False)
             known = instance.output_shapes(given)
             shapes = {name: known[name] for name in names}
             places = place_outputs(
@@ -149,10 +149,10 @@ class Inference:
             raise WorkerError("INVALID_ARGUMENT", f"unknown output {unknown[0]!r}; known: {', '.join(known)}")
         return names
 
-    def _inputs(self, regions: RegionMap | None) -> dict[str, Array | DeviceArray]:
+    def _inputs(self, regions: RegionMap | None, *, join: bool = True) -> dict[str, Array | Pieces | DeviceArray]:
         try:
-            return read_inputs(self.frame["inputs"], self.peer.segments, regions)
-        except (KeyError, TypeError) as error:
+            return read_inputs(self.frame["inputs"], self.peer.segments, regions, join=join)
+        except (KeyError, TypeError, ValueError) as error:
             raise _bad(error) from None
 
     def _answer(self, outputs: list[dict[str, Any]], begin: int, computing: int, computed: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from enginehouse_worker.backends.base import Array, DeviceArray, DeviceMemory, TensorSpec, numpy_dtype
+from enginehouse_worker.backends.base import Array, DeviceArray, DeviceMemory, Pieces, TensorSpec, numpy_dtype
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.runner.regions import RegionMap
 from enginehouse_worker.runner.segments import Segment, SegmentMap, SegmentPool
@@ -60,36 +60,52 @@ def encode_bytes(array: Array) -> bytes:
 
 
 def read_inputs(
-    described: Sequence[Mapping[str, Any]], segments: SegmentMap, regions: RegionMap | None = None
-) -> dict[str, Array | DeviceArray]:
+    described: Sequence[Mapping[str, Any]], segments: SegmentMap, regions: RegionMap | None = None, *, join: bool = True
+) -> dict[str, Array | Pieces | DeviceArray]:
     """The arrays that an `infer` frame describes; numeric ones are views of the peer's segment or region.
 
     Args:
         regions: where inputs in device memory are; without it they are refused.
+        join: copy what lies in several pieces into one array; else it is `Pieces`.
 
     Raises:
         WorkerError: INVALID_ARGUMENT naming the tensor and what is wrong.
     """
-    arrays: dict[str, Array | DeviceArray] = {}
+    arrays: dict[str, Array | Pieces | DeviceArray] = {}
     for tensor in described:
         name, dtype = str(tensor["name"]), str(tensor["dtype"])
         shape = tuple(int(d) for d in tensor["shape"])
         if "region" in tensor:
             arrays[name] = _read_region(tensor, dtype, shape, regions)
             continue
-        data = segments.view(int(tensor["segment"]), int(tensor["offset"]), int(tensor["bytes"]))
+        parts = [segments.view(*piece) for piece in pieces_of(tensor)]
         count = math.prod(shape)
         try:
             if dtype == "BYTES":
+                data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
                 arrays[name] = decode_bytes(data, count).reshape(shape)
                 continue
             kind = numpy_dtype(dtype)
-            if len(data) != count * kind.itemsize:
-                raise ValueError(f"{len(data)} bytes: {dtype} of shape {list(shape)} takes {count * kind.itemsize}")
-            arrays[name] = np.frombuffer(data, dtype=kind).reshape(shape)
+            size = sum(len(part) for part in parts)
+            if size != count * kind.itemsize:
+                raise ValueError(f"{size} bytes: {dtype} of shape {list(shape)} takes {count * kind.itemsize}")
+            if len(parts) == 1:
+                arrays[name] = np.frombuffer(parts[0], dtype=kind).reshape(shape)
+                continue
+            pieces = Pieces(tuple(np.frombuffer(part, np.uint8) for part in parts), kind, shape)
+            arrays[name] = pieces.joined() if join else pieces
         except ValueError as error:
             raise WorkerError("INVALID_ARGUMENT", f"input {name!r}: {error}") from None
     return arrays
+
+
+def pieces_of(tensor: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """Where a described tensor's bytes lie in segments: segment, offset and bytes of each piece; none in a region."""
+    if "region" in tensor:
+        return []
+    if "pieces" not in tensor:
+        return [(int(tensor["segment"]), int(tensor["offset"]), int(tensor["bytes"]))]
+    return [(int(segment), int(offset), int(size)) for segment, offset, size in tensor["pieces"]]
 
 
 def _read_region(

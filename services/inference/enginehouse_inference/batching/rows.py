@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from enginehouse.errors import InternalError
 from enginehouse.workers.regions import RegionPart
+from enginehouse.workers.shared import SharedPart
 from enginehouse.workers.tensors import Buffer, FilePart, Part, TensorInput, TensorOutput, element_offsets
 from enginehouse_inference.batching.policy import Batch
 
@@ -39,7 +40,7 @@ class RequestInput:
         else:
             row = len(self.data) // rows
             begin, end = start * row, stop * row
-        if isinstance(self.data, FilePart):
+        if isinstance(self.data, FilePart | SharedPart):
             return self.data.slice(begin, end)
         if isinstance(self.data, RegionPart):
             raise InternalError(f"input {self.name!r} lies in device memory, and was cut")

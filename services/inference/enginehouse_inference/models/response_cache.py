@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from enginehouse.workers.regions import RegionPart
+from enginehouse.workers.shared import SharedPart
 from enginehouse.workers.tensors import FilePart
 from enginehouse_inference.batching.request import Answer
 from enginehouse_inference.batching.rows import OutputRows
@@ -94,5 +95,5 @@ def cache_key(request: CheckedRequest) -> bytes | None:
         if isinstance(tensor.data, (FilePart, RegionPart)):
             return None
         digest.update(repr((tensor.name, tensor.dtype, tensor.shape, len(tensor.data))).encode())
-        digest.update(tensor.data)
+        digest.update(tensor.data.view() if isinstance(tensor.data, SharedPart) else tensor.data)
     return None if request.places else digest.digest()

@@ -9,6 +9,7 @@ from typing import Any
 
 from enginehouse.errors import InvalidArgumentError
 from enginehouse.workers.regions import DeviceRegion, Place, RegionPart
+from enginehouse.workers.shared import SharedPart
 from enginehouse.workers.tensors import ITEM_BYTES, Buffer, FilePart, Part, TensorSpec, element_offsets
 from enginehouse_inference.batching.rows import RequestInput
 from enginehouse_inference.protocol import parameters
@@ -64,13 +65,13 @@ class CheckedRequest:
 
 
 def check_request(
-    request: Any, raw: Sequence[Buffer], signature: Signature, regions: Regions, model: str
+    request: Any, raw: Sequence[Buffer | SharedPart], signature: Signature, regions: Regions, model: str
 ) -> CheckedRequest:
     """Check a request's tensors.
 
     Args:
         request: a ModelInferRequest.
-        raw: its raw input contents.
+        raw: its raw input contents: as they came, or where a front put them.
 
     Raises:
         InvalidArgumentError: naming the tensor, what came and what was expected.
@@ -97,7 +98,7 @@ def check_request(
 
 
 def _inputs(
-    request: Any, raw: Sequence[Buffer], signature: Signature, regions: Regions, model: str
+    request: Any, raw: Sequence[Buffer | SharedPart], signature: Signature, regions: Regions, model: str
 ) -> tuple[RequestInput, ...]:
     tensors: dict[str, RequestInput] = {}
     remaining = iter(raw)
@@ -201,7 +202,7 @@ def _sized(name: str, dtype: str, shape: tuple[int, ...], data: Part, count: int
         )
     if isinstance(data, FilePart):
         data = data.read()
-    offsets = element_offsets(data, f"input {name!r}")
+    offsets = element_offsets(data.view() if isinstance(data, SharedPart) else data, f"input {name!r}")
     if len(offsets) - 1 != count:
         raise InvalidArgumentError(
             f"input {name!r} has {len(offsets) - 1} BYTES elements: expected {count} for shape {list(shape)}",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enginehouse_worker.backends.base import Array, TensorSpec, numpy_dtype
+from enginehouse_worker.backends.base import Array, Pieces, TensorSpec, numpy_dtype
 from enginehouse_worker.backends.tensorrt import cuda, device_arrays
 from enginehouse_worker.backends.tensorrt.computation import Computation
 from enginehouse_worker.backends.tensorrt.contexts import Contexts
@@ -238,14 +238,14 @@ class TensorRtInstance:
         engine.count_instance(needed.total)
         undo.callback(engine.count_instance, -needed.total)
 
-    def _input(self, spec: TensorSpec, value: Any) -> Array | DeviceView:
+    def _input(self, spec: TensorSpec, value: Any) -> Array | Pieces | DeviceView:
         name, wanted = f"input {spec.name!r}", self._wanted[spec.name]
         if device_arrays.is_device_array(value):
             view = device_arrays.read_interface(name, value)
             device_arrays.check_type(name, view, self._layouts.types[spec.name], spec.dtype, wanted)
             device_arrays.check_memory(name, view, self._engine.device.index)
             return view
-        array = np.asarray(value)
+        array = value if isinstance(value, Pieces) else np.asarray(value)
         if array.dtype != wanted:
             raise WorkerError("INVALID_ARGUMENT", f"{name} is {array.dtype}; expected {spec.dtype}")
         return array

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from enginehouse_worker.backends.base import Array
+from enginehouse_worker.backends.base import Array, Pieces
 from enginehouse_worker.backends.tensorrt import cuda
 from enginehouse_worker.backends.tensorrt.device_arrays import DeviceView
 from enginehouse_worker.backends.tensorrt.host_memory import PINNED
@@ -41,7 +41,7 @@ class Transfers:
         self,
         slot: Slot,
         name: str,
-        array: Array | DeviceView,
+        array: Array | Pieces | DeviceView,
         layout: Layout,
         stream: Any,
         *,
@@ -53,6 +53,20 @@ class Transfers:
             self._await_owner(slot, array, stream)
             self._copy(slot.device[name], array.pointer, size, self._kinds.cudaMemcpyDeviceToDevice, stream, name)
             return
+        if isinstance(array, Pieces):
+            if array.dtype == stored and all(_direct(part, part.dtype, part.size) for part in array.parts):
+                position = slot.device[name]
+                for part in array.parts:
+                    kind = self._kinds.cudaMemcpyHostToDevice
+                    self._copy(position, _address(part), part.size, kind, stream, name)
+                    position += part.size
+                return
+            if array.dtype != stored:
+                array = array.joined()
+            else:
+                staging = slot.host(name, stored, array.shape)
+                array.write_to(staging)
+                array, pinned = staging, True
         if not pinned and not _direct(array, stored, size):
             staging = slot.host(name, stored, array.shape)
             np.copyto(staging, array, casting="same_kind")

@@ -1,0 +1,71 @@
+"""Tensors in memory that a third process owns and writes, which a worker maps too: nobody between them copies.
+
+A front of the inference service puts what it receives into a segment of its own. The process that drives workers knows
+the segment by its descriptor, and passes that on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from dataclasses import dataclass
+
+from enginehouse.errors import InternalError
+
+
+class SharedSegment:
+    """A memfd of another process. Mapped here when somebody looks into it; given up when nobody holds it any more.
+
+    Args:
+        descriptor: taken over.
+
+    Raises:
+        InternalError: it is smaller than its owner said.
+    """
+
+    def __init__(self, size: int, descriptor: int) -> None:
+        self.size = size
+        self.descriptor = descriptor
+        self._memory: mmap.mmap | None = None
+        if size < 1 or os.fstat(descriptor).st_size < size:
+            raise InternalError(f"a segment is smaller than the {size} bytes that its owner announced")
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """`size` bytes from `offset` on, read-only."""
+        if self._memory is None:
+            self._memory = mmap.mmap(self.descriptor, self.size, prot=mmap.PROT_READ)
+        return memoryview(self._memory)[offset : offset + size]
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, BufferError):  # somebody looks at it: unmapped when the last view goes
+            if self._memory is not None:
+                self._memory.close()
+        os.close(self.descriptor)
+
+
+@dataclass(frozen=True)
+class SharedPart:
+    """Bytes of such a segment. Their owner writes them again once nobody holds `loan`."""
+
+    segment: SharedSegment
+    offset: int
+    length: int
+    loan: object = None
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.length < 0 or self.offset + self.length > self.segment.size:
+            raise InternalError(
+                f"bytes {self.offset} to {self.offset + self.length} of a segment that has {self.segment.size}"
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def slice(self, start: int, stop: int) -> SharedPart:
+        """Bytes `start` to `stop` of these."""
+        return SharedPart(self.segment, self.offset + start, stop - start, self.loan)
+
+    def view(self) -> memoryview:
+        """The bytes where they are; not to be kept longer than this."""
+        return self.segment.view(self.offset, self.length)
