@@ -1,0 +1,1 @@
+"""One program for each peer, run in that peer's own environment: `python {peer}.py MODELS ANNOUNCE`."""
