@@ -1,0 +1,1 @@
+"""A cluster's API server, asked with plain JSON objects; needs the extra `kubernetes`."""
