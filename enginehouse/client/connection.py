@@ -30,6 +30,7 @@ _RETRIED = (
     ("enginehouse.v1.Optimizer", ("Optimize", "RetryOptimization", "GetStageLog")),
     ("enginehouse.v1.ServingConfigs", ("GetServingConfig", "ListServingConfigs")),
     ("enginehouse.v1.Telemetry", ("ListDevices", "GetSnapshot", "ListSamples")),
+    ("enginehouse.v1.ClusterTelemetry", ("GetClusterSnapshot",)),
     ("enginehouse.v1.Store", ("GetUsage", "CollectGarbage")),
     ("google.longrunning.Operations", ("GetOperation", "ListOperations", "CancelOperation")),
 )

@@ -18,6 +18,7 @@ from enginehouse.client.serving import AsyncServing
 from enginehouse.client.telemetry import AsyncTelemetry
 from enginehouse.client.values import (
     Alias,
+    ClusterNode,
     Dataset,
     DeviceList,
     Engine,
@@ -311,7 +312,7 @@ class Serving:
 
 
 class Telemetry:
-    """The telemetry of a node. See `AsyncTelemetry` for what each method does."""
+    """The telemetry of a node, or of a cluster. See `AsyncTelemetry` for what each method does."""
 
     def __init__(self, portal: Portal, inner: AsyncTelemetry) -> None:
         self._portal = portal
@@ -343,3 +344,28 @@ class Telemetry:
         """Past samples, oldest first, from `start` (inclusive) to `end` (exclusive)."""
         history = self._inner.history(start, end, fields=fields, devices=devices, limit=limit)
         return self._portal.run(history)
+
+    def cluster(
+        self,
+        *,
+        nodes: Sequence[str] = (),
+        pods: Sequence[str] = (),
+        products: Sequence[str] = (),
+        fields: Sequence[str] = (),
+    ) -> list[ClusterNode]:
+        """Every node of a cluster with its newest sample."""
+        return self._portal.run(self._inner.cluster(nodes=nodes, pods=pods, products=products, fields=fields))
+
+    def stream_cluster(
+        self,
+        *,
+        interval: float = 1.0,
+        nodes: Sequence[str] = (),
+        pods: Sequence[str] = (),
+        products: Sequence[str] = (),
+        fields: Sequence[str] = (),
+    ) -> Iterator[tuple[ClusterNode, ...]]:
+        """The nodes of a cluster that have news, a few at a time, until the iteration is left."""
+        return self._portal.iterate(
+            self._inner.stream_cluster(interval=interval, nodes=nodes, pods=pods, products=products, fields=fields)
+        )

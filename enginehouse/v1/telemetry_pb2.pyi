@@ -249,6 +249,109 @@ class GpuProcess(_message.Message):
 Global___GpuProcess: _TypeAlias = GpuProcess  # noqa: Y015
 
 @_typing.final
+class MigInstance(_message.Message):
+    """A MIG instance: a part of a GPU with memory and processors of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    GPU_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    COMPUTE_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PRODUCT_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    gpu_instance_id: _builtins.int
+    compute_instance_id: _builtins.int
+    product: _builtins.str
+    """With the profile, such as "NVIDIA H200 MIG 1g.18gb"."""
+    memory_total_bytes: _builtins.int
+    memory_used_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        gpu_instance_id: _builtins.int | None = ...,
+        compute_instance_id: _builtins.int | None = ...,
+        product: _builtins.str = ...,
+        memory_total_bytes: _builtins.int | None = ...,
+        memory_used_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compute_instance_id", b"_compute_instance_id", "_gpu_instance_id", b"_gpu_instance_id", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "compute_instance_id", b"compute_instance_id", "gpu_instance_id", b"gpu_instance_id", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compute_instance_id", b"_compute_instance_id", "_gpu_instance_id", b"_gpu_instance_id", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "compute_instance_id", b"compute_instance_id", "gpu_instance_id", b"gpu_instance_id", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "product", b"product", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compute_instance_id: _TypeAlias = _typing.Literal["compute_instance_id"]  # noqa: Y015
+    _WhichOneofArgType__compute_instance_id: _TypeAlias = _typing.Literal["_compute_instance_id", b"_compute_instance_id"]  # noqa: Y015
+    _WhichOneofReturnType__gpu_instance_id: _TypeAlias = _typing.Literal["gpu_instance_id"]  # noqa: Y015
+    _WhichOneofArgType__gpu_instance_id: _TypeAlias = _typing.Literal["_gpu_instance_id", b"_gpu_instance_id"]  # noqa: Y015
+    _WhichOneofReturnType__memory_total_bytes: _TypeAlias = _typing.Literal["memory_total_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_total_bytes: _TypeAlias = _typing.Literal["_memory_total_bytes", b"_memory_total_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_used_bytes: _TypeAlias = _typing.Literal["memory_used_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_used_bytes: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compute_instance_id) -> _WhichOneofReturnType__compute_instance_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_instance_id) -> _WhichOneofReturnType__gpu_instance_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_total_bytes) -> _WhichOneofReturnType__memory_total_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_used_bytes) -> _WhichOneofReturnType__memory_used_bytes | None: ...
+
+Global___MigInstance: _TypeAlias = MigInstance  # noqa: Y015
+
+@_typing.final
+class GpuAllocation(_message.Message):
+    """A container that holds a GPU or a part of one, as the kubelet says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MIG_UUID_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    pod: _builtins.str
+    container: _builtins.str
+    resource: _builtins.str
+    """The extended resource, such as "nvidia.com/gpu", "nvidia.com/gpu.shared" or "nvidia.com/mig-1g.18gb"."""
+    device: _builtins.str
+    """What it holds in the device plugin's words: "GPU-...", "GPU-...::1" or "MIG-..."."""
+    mig_uuid: _builtins.str
+    """Its MIG instance, where it holds one and not the whole GPU."""
+    replica: _builtins.int
+    """Which replica it holds of a GPU or MIG instance that is time-sliced."""
+    shared: _builtins.bool
+    """Others may use the GPU at the same time (MIG, time-slicing, several containers): what is measured of the GPU is not
+    this container's alone.
+    """
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        pod: _builtins.str = ...,
+        container: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        device: _builtins.str = ...,
+        mig_uuid: _builtins.str = ...,
+        replica: _builtins.int | None = ...,
+        shared: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_replica", b"_replica", "replica", b"replica"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replica", b"_replica", "container", b"container", "device", b"device", "mig_uuid", b"mig_uuid", "namespace", b"namespace", "pod", b"pod", "replica", b"replica", "resource", b"resource", "shared", b"shared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__replica: _TypeAlias = _typing.Literal["replica"]  # noqa: Y015
+    _WhichOneofArgType__replica: _TypeAlias = _typing.Literal["_replica", b"_replica"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replica) -> _WhichOneofReturnType__replica | None: ...
+
+Global___GpuAllocation: _TypeAlias = GpuAllocation  # noqa: Y015
+
+@_typing.final
 class GpuSample(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -292,6 +395,9 @@ class GpuSample(_message.Message):
     POWER_LIMIT_ENFORCED_WATTS_FIELD_NUMBER: _builtins.int
     MEMORY_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
     PCIE_REPLAYS_FIELD_NUMBER: _builtins.int
+    PRODUCT_FIELD_NUMBER: _builtins.int
+    MIG_INSTANCES_FIELD_NUMBER: _builtins.int
+    ALLOCATIONS_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     index: _builtins.int
     state: Global___DeviceState.ValueType
@@ -337,10 +443,19 @@ class GpuSample(_message.Message):
     memory_reserved_bytes: _builtins.int
     """Held by the driver; in neither memory_used_bytes nor memory_free_bytes, as in nvidia-smi."""
     pcie_replays: _builtins.int
+    product: _builtins.str
     @_builtins.property
     def throttle_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuProcess]: ...
+    @_builtins.property
+    def mig_instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___MigInstance]:
+        """Of a GPU in MIG mode."""
+
+    @_builtins.property
+    def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuAllocation]:
+        """Which containers hold it; none on a node without Kubernetes, or when nobody does."""
+
     def __init__(
         self,
         *,
@@ -384,10 +499,13 @@ class GpuSample(_message.Message):
         power_limit_enforced_watts: _builtins.float | None = ...,
         memory_reserved_bytes: _builtins.int | None = ...,
         pcie_replays: _builtins.int | None = ...,
+        product: _builtins.str = ...,
+        mig_instances: _abc.Iterable[Global___MigInstance] | None = ...,
+        allocations: _abc.Iterable[Global___GpuAllocation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_graphics_mhz", b"_clock_graphics_mhz", "_clock_memory_mhz", b"_clock_memory_mhz", "_clock_sm_mhz", b"_clock_sm_mhz", "_clock_video_mhz", b"_clock_video_mhz", "_ecc_corrected_aggregate", b"_ecc_corrected_aggregate", "_ecc_corrected_volatile", b"_ecc_corrected_volatile", "_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate", "_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile", "_energy_millijoules", b"_energy_millijoules", "_fan_speed_percent", b"_fan_speed_percent", "_memory_free_bytes", b"_memory_free_bytes", "_memory_reserved_bytes", b"_memory_reserved_bytes", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_pcie_generation_current", b"_pcie_generation_current", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_replays", b"_pcie_replays", "_pcie_rx_bytes_per_second", b"_pcie_rx_bytes_per_second", "_pcie_tx_bytes_per_second", b"_pcie_tx_bytes_per_second", "_pcie_width_current", b"_pcie_width_current", "_pcie_width_max", b"_pcie_width_max", "_power_draw_average_watts", b"_power_draw_average_watts", "_power_draw_instant_watts", b"_power_draw_instant_watts", "_power_draw_watts", b"_power_draw_watts", "_power_limit_enforced_watts", b"_power_limit_enforced_watts", "_power_limit_watts", b"_power_limit_watts", "_pstate", b"_pstate", "_temperature_gpu_celsius", b"_temperature_gpu_celsius", "_temperature_memory_celsius", b"_temperature_memory_celsius", "_throttle_reasons_mask", b"_throttle_reasons_mask", "_utilization_decoder_percent", b"_utilization_decoder_percent", "_utilization_encoder_percent", b"_utilization_encoder_percent", "_utilization_gpu_percent", b"_utilization_gpu_percent", "_utilization_memory_percent", b"_utilization_memory_percent", "clock_graphics_mhz", b"clock_graphics_mhz", "clock_memory_mhz", b"clock_memory_mhz", "clock_sm_mhz", b"clock_sm_mhz", "clock_video_mhz", b"clock_video_mhz", "ecc_corrected_aggregate", b"ecc_corrected_aggregate", "ecc_corrected_volatile", b"ecc_corrected_volatile", "ecc_uncorrected_aggregate", b"ecc_uncorrected_aggregate", "ecc_uncorrected_volatile", b"ecc_uncorrected_volatile", "energy_millijoules", b"energy_millijoules", "fan_speed_percent", b"fan_speed_percent", "memory_free_bytes", b"memory_free_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "pcie_generation_current", b"pcie_generation_current", "pcie_generation_max", b"pcie_generation_max", "pcie_replays", b"pcie_replays", "pcie_rx_bytes_per_second", b"pcie_rx_bytes_per_second", "pcie_tx_bytes_per_second", b"pcie_tx_bytes_per_second", "pcie_width_current", b"pcie_width_current", "pcie_width_max", b"pcie_width_max", "power_draw_average_watts", b"power_draw_average_watts", "power_draw_instant_watts", b"power_draw_instant_watts", "power_draw_watts", b"power_draw_watts", "power_limit_enforced_watts", b"power_limit_enforced_watts", "power_limit_watts", b"power_limit_watts", "pstate", b"pstate", "temperature_gpu_celsius", b"temperature_gpu_celsius", "temperature_memory_celsius", b"temperature_memory_celsius", "throttle_reasons_mask", b"throttle_reasons_mask", "utilization_decoder_percent", b"utilization_decoder_percent", "utilization_encoder_percent", b"utilization_encoder_percent", "utilization_gpu_percent", b"utilization_gpu_percent", "utilization_memory_percent", b"utilization_memory_percent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_graphics_mhz", b"_clock_graphics_mhz", "_clock_memory_mhz", b"_clock_memory_mhz", "_clock_sm_mhz", b"_clock_sm_mhz", "_clock_video_mhz", b"_clock_video_mhz", "_ecc_corrected_aggregate", b"_ecc_corrected_aggregate", "_ecc_corrected_volatile", b"_ecc_corrected_volatile", "_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate", "_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile", "_energy_millijoules", b"_energy_millijoules", "_fan_speed_percent", b"_fan_speed_percent", "_memory_free_bytes", b"_memory_free_bytes", "_memory_reserved_bytes", b"_memory_reserved_bytes", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_pcie_generation_current", b"_pcie_generation_current", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_replays", b"_pcie_replays", "_pcie_rx_bytes_per_second", b"_pcie_rx_bytes_per_second", "_pcie_tx_bytes_per_second", b"_pcie_tx_bytes_per_second", "_pcie_width_current", b"_pcie_width_current", "_pcie_width_max", b"_pcie_width_max", "_power_draw_average_watts", b"_power_draw_average_watts", "_power_draw_instant_watts", b"_power_draw_instant_watts", "_power_draw_watts", b"_power_draw_watts", "_power_limit_enforced_watts", b"_power_limit_enforced_watts", "_power_limit_watts", b"_power_limit_watts", "_pstate", b"_pstate", "_temperature_gpu_celsius", b"_temperature_gpu_celsius", "_temperature_memory_celsius", b"_temperature_memory_celsius", "_throttle_reasons_mask", b"_throttle_reasons_mask", "_utilization_decoder_percent", b"_utilization_decoder_percent", "_utilization_encoder_percent", b"_utilization_encoder_percent", "_utilization_gpu_percent", b"_utilization_gpu_percent", "_utilization_memory_percent", b"_utilization_memory_percent", "clock_graphics_mhz", b"clock_graphics_mhz", "clock_memory_mhz", b"clock_memory_mhz", "clock_sm_mhz", b"clock_sm_mhz", "clock_video_mhz", b"clock_video_mhz", "ecc_corrected_aggregate", b"ecc_corrected_aggregate", "ecc_corrected_volatile", b"ecc_corrected_volatile", "ecc_uncorrected_aggregate", b"ecc_uncorrected_aggregate", "ecc_uncorrected_volatile", b"ecc_uncorrected_volatile", "energy_millijoules", b"energy_millijoules", "fan_speed_percent", b"fan_speed_percent", "index", b"index", "memory_free_bytes", b"memory_free_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "pcie_generation_current", b"pcie_generation_current", "pcie_generation_max", b"pcie_generation_max", "pcie_replays", b"pcie_replays", "pcie_rx_bytes_per_second", b"pcie_rx_bytes_per_second", "pcie_tx_bytes_per_second", b"pcie_tx_bytes_per_second", "pcie_width_current", b"pcie_width_current", "pcie_width_max", b"pcie_width_max", "power_draw_average_watts", b"power_draw_average_watts", "power_draw_instant_watts", b"power_draw_instant_watts", "power_draw_watts", b"power_draw_watts", "power_limit_enforced_watts", b"power_limit_enforced_watts", "power_limit_watts", b"power_limit_watts", "processes", b"processes", "pstate", b"pstate", "state", b"state", "state_message", b"state_message", "temperature_gpu_celsius", b"temperature_gpu_celsius", "temperature_memory_celsius", b"temperature_memory_celsius", "throttle_reasons", b"throttle_reasons", "throttle_reasons_mask", b"throttle_reasons_mask", "utilization_decoder_percent", b"utilization_decoder_percent", "utilization_encoder_percent", b"utilization_encoder_percent", "utilization_gpu_percent", b"utilization_gpu_percent", "utilization_memory_percent", b"utilization_memory_percent", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_graphics_mhz", b"_clock_graphics_mhz", "_clock_memory_mhz", b"_clock_memory_mhz", "_clock_sm_mhz", b"_clock_sm_mhz", "_clock_video_mhz", b"_clock_video_mhz", "_ecc_corrected_aggregate", b"_ecc_corrected_aggregate", "_ecc_corrected_volatile", b"_ecc_corrected_volatile", "_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate", "_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile", "_energy_millijoules", b"_energy_millijoules", "_fan_speed_percent", b"_fan_speed_percent", "_memory_free_bytes", b"_memory_free_bytes", "_memory_reserved_bytes", b"_memory_reserved_bytes", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_pcie_generation_current", b"_pcie_generation_current", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_replays", b"_pcie_replays", "_pcie_rx_bytes_per_second", b"_pcie_rx_bytes_per_second", "_pcie_tx_bytes_per_second", b"_pcie_tx_bytes_per_second", "_pcie_width_current", b"_pcie_width_current", "_pcie_width_max", b"_pcie_width_max", "_power_draw_average_watts", b"_power_draw_average_watts", "_power_draw_instant_watts", b"_power_draw_instant_watts", "_power_draw_watts", b"_power_draw_watts", "_power_limit_enforced_watts", b"_power_limit_enforced_watts", "_power_limit_watts", b"_power_limit_watts", "_pstate", b"_pstate", "_temperature_gpu_celsius", b"_temperature_gpu_celsius", "_temperature_memory_celsius", b"_temperature_memory_celsius", "_throttle_reasons_mask", b"_throttle_reasons_mask", "_utilization_decoder_percent", b"_utilization_decoder_percent", "_utilization_encoder_percent", b"_utilization_encoder_percent", "_utilization_gpu_percent", b"_utilization_gpu_percent", "_utilization_memory_percent", b"_utilization_memory_percent", "allocations", b"allocations", "clock_graphics_mhz", b"clock_graphics_mhz", "clock_memory_mhz", b"clock_memory_mhz", "clock_sm_mhz", b"clock_sm_mhz", "clock_video_mhz", b"clock_video_mhz", "ecc_corrected_aggregate", b"ecc_corrected_aggregate", "ecc_corrected_volatile", b"ecc_corrected_volatile", "ecc_uncorrected_aggregate", b"ecc_uncorrected_aggregate", "ecc_uncorrected_volatile", b"ecc_uncorrected_volatile", "energy_millijoules", b"energy_millijoules", "fan_speed_percent", b"fan_speed_percent", "index", b"index", "memory_free_bytes", b"memory_free_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "mig_instances", b"mig_instances", "pcie_generation_current", b"pcie_generation_current", "pcie_generation_max", b"pcie_generation_max", "pcie_replays", b"pcie_replays", "pcie_rx_bytes_per_second", b"pcie_rx_bytes_per_second", "pcie_tx_bytes_per_second", b"pcie_tx_bytes_per_second", "pcie_width_current", b"pcie_width_current", "pcie_width_max", b"pcie_width_max", "power_draw_average_watts", b"power_draw_average_watts", "power_draw_instant_watts", b"power_draw_instant_watts", "power_draw_watts", b"power_draw_watts", "power_limit_enforced_watts", b"power_limit_enforced_watts", "power_limit_watts", b"power_limit_watts", "processes", b"processes", "product", b"product", "pstate", b"pstate", "state", b"state", "state_message", b"state_message", "temperature_gpu_celsius", b"temperature_gpu_celsius", "temperature_memory_celsius", b"temperature_memory_celsius", "throttle_reasons", b"throttle_reasons", "throttle_reasons_mask", b"throttle_reasons_mask", "utilization_decoder_percent", b"utilization_decoder_percent", "utilization_encoder_percent", b"utilization_encoder_percent", "utilization_gpu_percent", b"utilization_gpu_percent", "utilization_memory_percent", b"utilization_memory_percent", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_graphics_mhz: _TypeAlias = _typing.Literal["clock_graphics_mhz"]  # noqa: Y015
     _WhichOneofArgType__clock_graphics_mhz: _TypeAlias = _typing.Literal["_clock_graphics_mhz", b"_clock_graphics_mhz"]  # noqa: Y015
@@ -621,16 +739,24 @@ class Sample(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    UNMATCHED_ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    ALLOCATION_MESSAGE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """projects/{project}/nodes/{node}"""
     sequence: _builtins.int
     """Rises by 1 with every sample that the agent takes."""
+    allocation_message: _builtins.str
+    """Why allocations are missing or old; empty when they are good, and where none are asked for."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuSample]: ...
     @_builtins.property
     def host(self) -> Global___HostSample: ...
+    @_builtins.property
+    def unmatched_allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuAllocation]:
+        """Allocations of NVIDIA devices that are none of `gpus`."""
+
     def __init__(
         self,
         *,
@@ -639,10 +765,12 @@ class Sample(_message.Message):
         sequence: _builtins.int = ...,
         gpus: _abc.Iterable[Global___GpuSample] | None = ...,
         host: Global___HostSample | None = ...,
+        unmatched_allocations: _abc.Iterable[Global___GpuAllocation] | None = ...,
+        allocation_message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "host", b"host", "node", b"node", "sequence", b"sequence", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_message", b"allocation_message", "gpus", b"gpus", "host", b"host", "node", b"node", "sequence", b"sequence", "time", b"time", "unmatched_allocations", b"unmatched_allocations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enginehouse.client.values.cluster import ClusterNode
 from enginehouse.client.values.datasets import Dataset, TfRecordFeatures
 from enginehouse.client.values.engines import (
     Alias,
@@ -17,7 +18,16 @@ from enginehouse.client.values.jobs import JobEvent, JobView, StageView
 from enginehouse.client.values.models import ImportOptions, Model, Preprocessing, Zoo
 from enginehouse.client.values.serving import Batching, PriorityQueue, ServedVersion, ServingConfig
 from enginehouse.client.values.targets import AutomaticExclusion, Calibration, Synthetic, Target, VerificationSpec
-from enginehouse.client.values.telemetry import DeviceList, GpuDevice, GpuProcess, GpuSample, HostSample, Sample
+from enginehouse.client.values.telemetry import (
+    DeviceList,
+    GpuAllocation,
+    GpuDevice,
+    GpuProcess,
+    GpuSample,
+    HostSample,
+    MigInstance,
+    Sample,
+)
 
 __all__ = [
     "Alias",
@@ -25,11 +35,13 @@ __all__ = [
     "BatchProfile",
     "Batching",
     "Calibration",
+    "ClusterNode",
     "Dataset",
     "Device",
     "DeviceList",
     "Engine",
     "EngineFile",
+    "GpuAllocation",
     "GpuDevice",
     "GpuProcess",
     "GpuSample",
@@ -38,6 +50,7 @@ __all__ = [
     "InferResult",
     "JobEvent",
     "JobView",
+    "MigInstance",
     "Model",
     "ModelIndex",
     "ModelSignature",

@@ -80,6 +80,36 @@ class GpuProcess:
 
 
 @dataclass(frozen=True)
+class MigInstance:
+    """A part of a GPU with memory and processors of its own."""
+
+    uuid: str
+    product: str = ""
+    gpu_instance_id: int | None = None
+    compute_instance_id: int | None = None
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class GpuAllocation:
+    """A container that holds a GPU or a part of one, as the kubelet says.
+
+    `device` is the device plugin's name for it, `mig_uuid` its MIG instance where it holds one, `replica` which one it
+    holds of a time-sliced GPU. `shared`: others may use the GPU too; what is measured is not this container's alone.
+    """
+
+    namespace: str
+    pod: str
+    container: str
+    resource: str = ""
+    device: str = ""
+    mig_uuid: str = ""
+    replica: int | None = None
+    shared: bool = False
+
+
+@dataclass(frozen=True)
 class GpuSample:
     """A GPU at one moment. Units are in the names; utilizations are percent of the driver's last sample period."""
 
@@ -123,11 +153,31 @@ class GpuSample:
     memory_reserved_bytes: int | None = None
     pcie_replays: int | None = None
     processes: tuple[GpuProcess, ...] = ()
+    product: str = ""
+    mig_instances: tuple[MigInstance, ...] = ()
+    allocations: tuple[GpuAllocation, ...] = ()
 
     @classmethod
     def from_proto(cls, message: pb.GpuSample) -> GpuSample:
-        processes = tuple(_plain(GpuProcess, process) for process in message.processes)
-        return _plain(cls, message, state=_state(message.state), processes=processes)
+        return _plain(
+            cls,
+            message,
+            state=_state(message.state),
+            processes=tuple(_plain(GpuProcess, process) for process in message.processes),
+            mig_instances=tuple(_plain(MigInstance, instance) for instance in message.mig_instances),
+            allocations=tuple(_plain(GpuAllocation, allocation) for allocation in message.allocations),
+        )
+
+    def to_proto(self) -> pb.GpuSample:
+        """The message again."""
+        return _message(
+            pb.GpuSample,
+            self,
+            state=_state_value(self.state),
+            processes=[_message(pb.GpuProcess, process) for process in self.processes],
+            mig_instances=[_message(pb.MigInstance, instance) for instance in self.mig_instances],
+            allocations=[_message(pb.GpuAllocation, allocation) for allocation in self.allocations],
+        )
 
 
 @dataclass(frozen=True)
@@ -155,6 +205,8 @@ class Sample:
     """A node at one moment. `sequence` rises by 1 with every sample that the agent takes.
 
     `skipped` is how many samples a stream left out before this one because its reader was slow.
+    `unmatched_allocations` are of NVIDIA devices that are none of `gpus`; `allocation_message` says why allocations are
+    missing or old.
     """
 
     time: datetime | None
@@ -163,6 +215,8 @@ class Sample:
     gpus: tuple[GpuSample, ...] = ()
     host: HostSample | None = None
     skipped: int = 0
+    unmatched_allocations: tuple[GpuAllocation, ...] = ()
+    allocation_message: str = ""
 
     @classmethod
     def from_proto(cls, message: pb.Sample, skipped: int = 0) -> Sample:
@@ -173,16 +227,17 @@ class Sample:
             gpus=tuple(GpuSample.from_proto(gpu) for gpu in message.gpus),
             host=HostSample.from_proto(message.host) if message.HasField("host") else None,
             skipped=skipped,
+            unmatched_allocations=tuple(_plain(GpuAllocation, one) for one in message.unmatched_allocations),
+            allocation_message=message.allocation_message,
         )
 
     def to_proto(self) -> pb.Sample:
         """The message again, without `skipped`."""
-        message = pb.Sample(node=self.node, sequence=self.sequence)
+        message = pb.Sample(node=self.node, sequence=self.sequence, allocation_message=self.allocation_message)
+        message.unmatched_allocations.extend(_message(pb.GpuAllocation, one) for one in self.unmatched_allocations)
         if self.time is not None:
             message.time.CopyFrom(timestamp(self.time))
-        for gpu in self.gpus:
-            processes = [_message(pb.GpuProcess, process) for process in gpu.processes]
-            message.gpus.append(_message(pb.GpuSample, gpu, state=_state_value(gpu.state), processes=processes))
+        message.gpus.extend(gpu.to_proto() for gpu in self.gpus)
         if self.host is not None:
             message.host.CopyFrom(_message(pb.HostSample, self.host))
         return message

@@ -14,10 +14,12 @@ from enginehouse import (
     TLS,
     AsyncClient,
     Batching,
+    GpuAllocation,
     GpuDevice,
     GpuProcess,
     GpuSample,
     HostSample,
+    MigInstance,
     ServedVersion,
     ServingConfig,
 )
@@ -190,6 +192,8 @@ async def test_telemetry(client: AsyncClient, servers: Servers) -> None:
         (GpuSample, telemetry_pb2.GpuSample),
         (HostSample, telemetry_pb2.HostSample),
         (GpuProcess, telemetry_pb2.GpuProcess),
+        (GpuAllocation, telemetry_pb2.GpuAllocation),
+        (MigInstance, telemetry_pb2.MigInstance),
     ],
 )
 def test_values_have_every_field_of_their_messages(kind: type, message: type) -> None:
