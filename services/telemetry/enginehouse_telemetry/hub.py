@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 
 from enginehouse.v1 import telemetry_pb2 as pb
+from enginehouse_telemetry.allocations import NO_ALLOCATIONS, Allocations
+from enginehouse_telemetry.attribution import Attribution
 from enginehouse_telemetry.history import History, Kept
 from enginehouse_telemetry.messages import sample_message
 from enginehouse_telemetry.readings import NodeReading
@@ -21,24 +23,34 @@ class Hub:
 
     Args:
         node: the node's resource name.
+        attribution: who holds the GPUs; nobody when None.
     """
 
     def __init__(
-        self, node: str, history: History, streams: Streams, clock: Callable[[], float] = time.monotonic
+        self,
+        node: str,
+        history: History,
+        streams: Streams,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        attribution: Attribution | None = None,
     ) -> None:
         self.node = node
         self.history = history
         self.streams = streams
+        self.attribution = attribution or Attribution()
         self.latest: pb.Sample | None = None
         self.latest_reading: NodeReading | None = None
+        self.latest_allocations: Allocations = NO_ALLOCATIONS
         self._clock = clock
         self._heard = clock()
         self._first = asyncio.Event()
 
     def publish(self, reading: NodeReading) -> None:
         """Keep a reading and pass it on."""
-        sample = sample_message(reading, self.node)
-        self.latest, self.latest_reading = sample, reading
+        allocations = self.attribution.allocations(reading.gpus)
+        sample = sample_message(reading, self.node, allocations)
+        self.latest, self.latest_reading, self.latest_allocations = sample, reading, allocations
         self._heard = self._clock()
         self.history.append(Kept(reading.sequence, reading.time_ns, reading.monotonic, sample.SerializeToString()))
         self.streams.publish(sample, reading.monotonic)

@@ -16,12 +16,14 @@ from enginehouse.rpc.announce import announce_file
 from enginehouse.rpc.entry import run_service
 from enginehouse.rpc.server import RpcServer, Service, run_until_signalled
 from enginehouse.v1 import telemetry_pb2_grpc as pb_grpc
+from enginehouse_telemetry.attribution import Attribution
 from enginehouse_telemetry.history import History
 from enginehouse_telemetry.host import HostCollector
 from enginehouse_telemetry.hub import Hub
 from enginehouse_telemetry.metrics import NodeMetrics
 from enginehouse_telemetry.node import NodeCollector
 from enginehouse_telemetry.nvml_collector import NvmlCollector
+from enginehouse_telemetry.pod_resources import PodResources
 from enginehouse_telemetry.readings import NodeReading
 from enginehouse_telemetry.sampler import Sampler
 from enginehouse_telemetry.service import TelemetryService
@@ -46,8 +48,11 @@ class Agent:
         self._sampler = Sampler(node, self._deliver, settings.sample_period_seconds)
         streams = Streams(settings.sample_period_seconds, self._sampler.set_period, settings.stream_queue)
         history = History(settings.history_seconds, settings.history_max_bytes)
-        self._hub = Hub(f"projects/{settings.project}/nodes/{settings.node}", history, streams)
-        service = TelemetryService(self._hub, self._gpus, project=settings.project, node=settings.node)
+        self._kubelet = PodResources(str(settings.pod_resources_socket)) if settings.pod_resources_socket else None
+        attribution = Attribution(self._kubelet)
+        node_name = f"projects/{settings.project}/nodes/{settings.node_name}"
+        self._hub = Hub(node_name, history, streams, attribution=attribution)
+        service = TelemetryService(self._hub, self._gpus, project=settings.project, node=settings.node_name)
         self._server = RpcServer(
             settings, [Service(SERVICE, lambda server: pb_grpc.add_TelemetryServicer_to_server(service, server))]
         )
@@ -62,6 +67,7 @@ class Agent:
         )
 
     async def _start(self) -> None:
+        self._tasks.append(asyncio.create_task(self._hub.attribution.run()))
         self._sampler.start()
         self._serve_metrics()
         if not await self._hub.wait_for_first(FIRST_SAMPLE_SECONDS):
@@ -76,6 +82,8 @@ class Agent:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        if self._kubelet is not None:
+            await self._kubelet.close()
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.shutdown)
             self._metrics.server_close()
@@ -97,7 +105,7 @@ class Agent:
         if settings.metrics_port is None:
             return
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(NodeMetrics(self._hub, self._gpus, self._sampler, settings.node))
+        registry.register(NodeMetrics(self._hub, self._gpus, self._sampler, settings.node_name))
         host = (settings.metrics_host or settings.host).strip("[]")
         try:
             self._metrics, _ = start_http_server(settings.metrics_port, addr=host, registry=registry)

@@ -8,16 +8,22 @@ from typing import Any
 from google.protobuf.message import Message
 
 from enginehouse.v1 import telemetry_pb2 as pb
+from enginehouse_telemetry.allocations import NO_ALLOCATIONS, Allocations
 from enginehouse_telemetry.nvml_collector import GpuStatus
 from enginehouse_telemetry.readings import GpuReading, NodeReading
 
 
-def sample_message(reading: NodeReading, node: str) -> pb.Sample:
-    """A node's reading. `node` is its resource name."""
-    sample = pb.Sample(node=node, sequence=reading.sequence)
+def sample_message(reading: NodeReading, node: str, allocations: Allocations = NO_ALLOCATIONS) -> pb.Sample:
+    """A node's reading and who holds its GPUs. `node` is its resource name."""
+    sample = pb.Sample(node=node, sequence=reading.sequence, allocation_message=allocations.message)
     sample.time.FromNanoseconds(reading.time_ns)
     for gpu in reading.gpus:
-        _fill_gpu(sample.gpus.add(), gpu)
+        message = sample.gpus.add()
+        _fill_gpu(message, gpu)
+        for allocation in allocations.by_gpu.get(gpu.index, ()):
+            _fill(message.allocations.add(), allocation)
+    for allocation in allocations.unmatched:
+        _fill(sample.unmatched_allocations.add(), allocation)
     sample.host.SetInParent()
     _fill(sample.host, reading.host)
     return sample
@@ -39,7 +45,9 @@ def _fill_gpu(message: pb.GpuSample, reading: GpuReading) -> None:
     message.state = _state(reading.lost)
     for process in reading.processes:
         _fill(message.processes.add(), process)
-    _fill(message, dataclasses.replace(reading, processes=()))
+    for instance in reading.mig_instances:
+        _fill(message.mig_instances.add(), instance)
+    _fill(message, dataclasses.replace(reading, processes=(), mig_instances=()))
 
 
 def _state(lost: bool) -> pb.DeviceState.ValueType:

@@ -17,6 +17,9 @@ from enginehouse_telemetry.sampler import Sampler
 MIB = 1 << 20
 
 GPU_LABELS = ("gpu", "UUID", "pci_bus_id", "device", "modelName", "Hostname", "DCGM_FI_DRIVER_VERSION")
+# Added where a kubelet is asked. Empty for a GPU that nobody or several containers hold: each GPU has one line, so
+# that sums are right; `enginehouse_gpu_allocation` has a line for each holder.
+POD_LABELS = ("namespace", "pod", "container")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class NodeMetrics(Collector):
         reading = self._hub.latest_reading
         if reading is not None and not self._hub.stalled_seconds:
             yield from self._of_gpus(reading.gpus)
+            if self._hub.attribution.asked:
+                yield self._of_allocations(reading.gpus)
             yield from self._of_host(reading.host)
         yield from self._of_service()
 
@@ -123,7 +128,36 @@ class NodeMetrics(Collector):
             self._hostname,
             (identity and identity.driver_version) or "",
         )
-        return dict(zip(GPU_LABELS, values, strict=True))
+        labels = dict(zip(GPU_LABELS, values, strict=True))
+        if self._hub.attribution.asked:
+            labels.update(zip(POD_LABELS, self._holder(reading), strict=True))
+        return labels
+
+    def _holder(self, reading: GpuReading) -> tuple[str, str, str]:
+        """The one container that holds a GPU alone."""
+        held = self._hub.latest_allocations.by_gpu.get(reading.index, ())
+        if len(held) != 1 or held[0].shared:
+            return "", "", ""
+        return held[0].namespace, held[0].pod, held[0].container
+
+    def _of_allocations(self, readings: tuple[GpuReading, ...]) -> Metric:
+        family = Metric("enginehouse_gpu_allocation", "A container that holds the GPU or a part of it.", "gauge")
+        for reading in readings:
+            for held in self._hub.latest_allocations.by_gpu.get(reading.index, ()):
+                labels = {
+                    "gpu": str(reading.index),
+                    "UUID": reading.uuid,
+                    "Hostname": self._hostname,
+                    "namespace": held.namespace,
+                    "pod": held.pod,
+                    "container": held.container,
+                    "resource": held.resource,
+                    "device": held.device,
+                    "mig_uuid": held.mig_uuid,
+                    "shared": str(held.shared).lower(),
+                }
+                family.add_sample(family.name, labels, 1.0)
+        return family
 
     def _of_host(self, host: HostReading) -> Iterator[Metric]:
         for suffix, field, divisor, text in HOST_METRICS:
@@ -146,6 +180,12 @@ class NodeMetrics(Collector):
         yield GaugeMetricFamily(
             "enginehouse_telemetry_history_bytes", "Bytes of past samples.", self._hub.history.bytes
         )
+        if self._hub.attribution.asked:
+            yield GaugeMetricFamily(
+                "enginehouse_telemetry_pod_resources_up",
+                "1 when the kubelet says which containers hold which GPU.",
+                float(self._hub.attribution.works),
+            )
         yield GaugeMetricFamily(
             "enginehouse_telemetry_stalled", "1 when the driver does not answer.", float(self._hub.stalled_seconds > 0)
         )

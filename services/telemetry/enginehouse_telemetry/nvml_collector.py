@@ -146,7 +146,10 @@ class NvmlCollector:
             except DeviceLost as error:
                 self._lost(slot, str(error))
                 self._watch_pcie()
-        return GpuReading(uuid=slot.identity.uuid, index=slot.identity.index, lost=True, state_message=slot.message)
+        identity = slot.identity
+        return GpuReading(
+            uuid=identity.uuid, index=identity.index, product=identity.product, lost=True, state_message=slot.message
+        )
 
     def _try_again(self, slot: _Slot) -> None:
         """See whether a lost GPU is back.

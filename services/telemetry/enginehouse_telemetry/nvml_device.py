@@ -90,6 +90,7 @@ class NvmlDevice:
             uuid=self.identity.uuid,
             index=self.identity.index,
             state_message="; ".join([*problems, *self._detail_problems]),
+            product=self.identity.product,
             pcie_generation_max=self.identity.pcie_generation_max,
             pcie_width_max=self.identity.pcie_width_max,
             **values,

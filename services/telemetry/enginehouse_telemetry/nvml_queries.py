@@ -12,6 +12,7 @@ from typing import Any
 import pynvml as nv
 
 from enginehouse_telemetry import nvml_values as v
+from enginehouse_telemetry.mig import read_instances
 
 Handle = Any
 Fields = Mapping[str, Any]
@@ -120,6 +121,7 @@ QUERIES: tuple[Query, ...] = (
     _ecc("ecc_corrected_aggregate", nv.NVML_MEMORY_ERROR_TYPE_CORRECTED, nv.NVML_AGGREGATE_ECC),
     _ecc("ecc_uncorrected_aggregate", nv.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nv.NVML_AGGREGATE_ECC),
     _one("fan_speed_percent", v.percent, nv.nvmlDeviceGetFanSpeed, detail=True),
+    Query("mig_instances", lambda handle: {"mig_instances": read_instances(handle)}, detail=True),
 )
 
 

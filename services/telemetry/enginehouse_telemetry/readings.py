@@ -49,6 +49,18 @@ class ProcessReading:
 
 
 @dataclass(frozen=True)
+class MigReading:
+    """A MIG instance."""
+
+    uuid: str
+    product: str = ""
+    gpu_instance_id: int | None = None
+    compute_instance_id: int | None = None
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class GpuReading:
     """One GPU at one moment. A lost one has no values."""
 
@@ -56,6 +68,7 @@ class GpuReading:
     index: int
     lost: bool = False
     state_message: str = ""
+    product: str = ""
     pstate: int | None = None
     utilization_gpu_percent: float | None = None
     utilization_memory_percent: float | None = None
@@ -92,6 +105,7 @@ class GpuReading:
     ecc_uncorrected_aggregate: int | None = None
     fan_speed_percent: float | None = None
     processes: tuple[ProcessReading, ...] = ()
+    mig_instances: tuple[MigReading, ...] = ()
 
 
 @dataclass(frozen=True)

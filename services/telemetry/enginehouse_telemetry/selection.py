@@ -59,6 +59,8 @@ def only(sample: pb.Sample, chosen: frozenset[GpuKey] | None) -> pb.Sample:
     """`sample` with the chosen GPUs; itself when that is all of them."""
     if chosen is None or all((gpu.uuid, gpu.index) in chosen for gpu in sample.gpus):
         return sample
-    part = pb.Sample(node=sample.node, sequence=sample.sequence, time=sample.time, host=sample.host)
+    part = pb.Sample()
+    part.CopyFrom(sample)
+    del part.gpus[:]
     part.gpus.extend(gpu for gpu in sample.gpus if (gpu.uuid, gpu.index) in chosen)
     return part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -29,7 +30,7 @@ class TelemetrySettings(ServerSettings):
         default=9400, ge=0, le=65535, description='Port of Prometheus metrics; 0 takes a free one, "off" serves none.'
     )
     metrics_host: str | None = Field(default=None, description="Address of the metrics; ENGINEHOUSE_HOST when absent.")
-    node: str = Field(
+    node_name: str = Field(
         default_factory=default_node,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,190}$",
         description="The node's name; the host's name when absent. On Kubernetes spec.nodeName.",
@@ -49,6 +50,11 @@ class TelemetrySettings(ServerSettings):
     history_seconds: float = Field(default=600.0, ge=1, le=86400, description="How long past samples are kept.")
     history_max_bytes: int = Field(
         default=64 << 20, ge=1 << 20, description="Bytes that past samples may take; the oldest go first."
+    )
+    pod_resources_socket: Path | None = Field(
+        default=None,
+        description="The kubelet's pod-resources socket, for which containers hold which GPU; none are asked for when "
+        "absent. On Kubernetes /var/lib/kubelet/pod-resources/kubelet.sock.",
     )
     stream_queue: int = Field(default=16, ge=1, le=1000, description="Samples that may wait for a slow stream.")
 

@@ -21,8 +21,10 @@
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, SMALL = 7, MISMATCH = 18, UNKNOWN = 999 };
 
-typedef struct { int index; } Device;
+/* A MIG instance is a device whose keys begin with "<gpu>.<place>", such as "0.mig0.uuid". */
+typedef struct { int index, place; } Device;
 static Device devices[16];
+static Device instances[16][8];
 static int initialized = 0;
 
 /* The value of a key into `out`; returns 0, or -1 when the file or the key is missing. */
@@ -59,7 +61,8 @@ static int text_of(Device *device, const char *name, char *out, size_t size) {
     if (status) return status;
     snprintf(key, sizeof key, "%d.lost", device->index);
     if (!lookup(key, out, size) && atoi(out)) return atoi(out);
-    snprintf(key, sizeof key, "%d.%s", device->index, name);
+    if (device->place < 0) snprintf(key, sizeof key, "%d.%s", device->index, name);
+    else snprintf(key, sizeof key, "%d.mig%d.%s", device->index, device->place, name);
     if (lookup(key, out, size)) return NOT_SUPPORTED;
     return error_in(out);
 }
@@ -88,7 +91,10 @@ int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     if (!lookup("kernel", value, sizeof value) && strcmp(value, FAKE_VERSION)) return MISMATCH;
     if (!lookup("init", value, sizeof value) && error_in(value)) return error_in(value);
-    for (int i = 0; i < 16; i++) devices[i].index = i;
+    for (int i = 0; i < 16; i++) {
+        devices[i] = (Device){i, -1};
+        for (int j = 0; j < 8; j++) instances[i][j] = (Device){i, j};
+    }
     initialized = 1;
     return OK;
 }
@@ -262,6 +268,22 @@ int nvmlDeviceGetMigMode(Device *device, unsigned *current, unsigned *pending) {
     *pending = *current;
     return status;
 }
+
+int nvmlDeviceGetMaxMigDeviceCount(Device *device, unsigned *out) {
+    int status = uint_of(device, "mig", out);
+    *out = 8;
+    return status;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(Device *device, unsigned place, Device **out) {
+    char value[64];
+    if (place >= 8) return INVALID;
+    *out = &instances[device->index][place];
+    return text_of(*out, "uuid", value, sizeof value) ? NOT_FOUND : OK;
+}
+
+int nvmlDeviceGetGpuInstanceId(Device *device, unsigned *out) { return uint_of(device, "gi", out); }
+int nvmlDeviceGetComputeInstanceId(Device *device, unsigned *out) { return uint_of(device, "ci", out); }
 
 int nvmlDeviceGetPcieThroughput(Device *device, unsigned counter, unsigned *out) {
     usleep(20000);

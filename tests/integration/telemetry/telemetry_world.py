@@ -203,7 +203,7 @@ def running(folder: Path, libraries: Path, control: Path, **settings: str) -> It
     defaults = {
         "PORT": "0",
         "METRICS_PORT": "0",
-        "NODE": "node-1",
+        "NODE_NAME": "node-1",
         "SAMPLE_PERIOD_SECONDS": "0.1",
         "DETAIL_PERIOD_SECONDS": "0.1",
         "ANNOUNCE_FILE": str(announced),

@@ -19,9 +19,16 @@ def test_every_value_of_a_gpu_that_has_all(steady: Agent) -> None:
     sample = steady.when(lambda sample: sample.gpus[0].HasField("pcie_rx_bytes_per_second"), "PCIe throughput")
     gpu = sample.gpus[0]
     # A fan is what this board has not.
-    assert set(pb.GpuSample.DESCRIPTOR.fields_by_name) - present(gpu) == {"index", "state_message", "fan_speed_percent"}
+    assert set(pb.GpuSample.DESCRIPTOR.fields_by_name) - present(gpu) == {
+        "index",
+        "state_message",
+        "fan_speed_percent",
+        "mig_instances",
+        "allocations",
+    }
     expected = pb.GpuSample(
         uuid="GPU-aaaa",
+        product="NVIDIA H200",
         state=pb.DEVICE_STATE_OK,
         pstate=0,
         utilization_gpu_percent=45,
@@ -71,6 +78,7 @@ def test_what_a_gpu_does_not_report_is_absent(steady: Agent) -> None:
     gpu = steady.snapshot().gpus[1]
     assert present(gpu) == {
         "uuid",
+        "product",
         "index",
         "state",
         "state_message",
@@ -127,7 +135,7 @@ def test_values_follow_the_gpu(agent: Agent, control: Control) -> None:
 def test_a_lost_gpu_does_not_stop_the_others_and_may_return(agent: Agent, control: Control, code: int) -> None:
     control.set(gpu0_lost=code)
     sample = agent.when(lambda s: s.gpus[0].state == pb.DEVICE_STATE_LOST, "the loss")
-    assert present(sample.gpus[0]) == {"uuid", "state", "state_message"}
+    assert present(sample.gpus[0]) == {"uuid", "product", "state", "state_message"}
     assert sample.gpus[1].state == pb.DEVICE_STATE_OK and sample.gpus[1].temperature_gpu_celsius == 60
     lost, well = agent.devices().devices
     assert lost.state == pb.DEVICE_STATE_LOST and lost.product == "NVIDIA H200" and lost.state_message

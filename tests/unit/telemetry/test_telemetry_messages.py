@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from enginehouse_telemetry.allocations import Allocation
 from enginehouse_telemetry.messages import device_message, sample_message
 from enginehouse_telemetry.readings import (
     GpuIdentity,
     GpuReading,
     HostReading,
+    MigReading,
     ProcessReading,
     as_mapping,
 )
@@ -22,7 +24,9 @@ def names(kind: type) -> set[str]:
 
 
 def test_fields_match_the_contract() -> None:
-    assert names(GpuReading) - {"lost"} == set(pb.GpuSample.DESCRIPTOR.fields_by_name) - {"state"}
+    assert names(GpuReading) - {"lost"} == set(pb.GpuSample.DESCRIPTOR.fields_by_name) - {"state", "allocations"}
+    assert names(Allocation) == set(pb.GpuAllocation.DESCRIPTOR.fields_by_name)
+    assert names(MigReading) == set(pb.MigInstance.DESCRIPTOR.fields_by_name)
     assert names(GpuIdentity) == set(pb.GpuDevice.DESCRIPTOR.fields_by_name) - {"name", "state", "state_message"}
     assert names(HostReading) == set(pb.HostSample.DESCRIPTOR.fields_by_name)
     assert names(ProcessReading) == set(pb.GpuProcess.DESCRIPTOR.fields_by_name)

@@ -25,20 +25,26 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults() -> None:
     settings = TelemetrySettings()
     assert (settings.port, settings.metrics_port, settings.sample_period_seconds) == (8020, 9400, 1.0)
-    names.parse(f"projects/default/nodes/{settings.node}", "nodes")
+    names.parse(f"projects/default/nodes/{settings.node_name}", "nodes")
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENGINEHOUSE_NODE", "Node-1.example")
+    monkeypatch.setenv("ENGINEHOUSE_NODE_NAME", "Node-1.example")
     monkeypatch.setenv("ENGINEHOUSE_METRICS_PORT", "off")
     monkeypatch.setenv("ENGINEHOUSE_SAMPLE_PERIOD_SECONDS", "0.1")
     settings = TelemetrySettings()
-    assert (settings.node, settings.metrics_port, settings.sample_period_seconds) == ("Node-1.example", None, 0.1)
+    assert (settings.node_name, settings.metrics_port, settings.sample_period_seconds) == ("Node-1.example", None, 0.1)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("NODE", "a/b"), ("NODE", ""), ("SAMPLE_PERIOD_SECONDS", "0.05"), ("METRICS_PORT", "no"), ("METRICS_PORT", "-1")],
+    [
+        ("NODE_NAME", "a/b"),
+        ("NODE_NAME", ""),
+        ("SAMPLE_PERIOD_SECONDS", "0.05"),
+        ("METRICS_PORT", "no"),
+        ("METRICS_PORT", "-1"),
+    ],
 )
 def test_wrong_settings(name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv(f"ENGINEHOUSE_{name}", value)
