@@ -21,6 +21,7 @@ from enginehouse.cli.commands import (
     stack,
     store,
     telemetry,
+    tune,
 )
 from enginehouse.cli.errors import EXIT_HELP
 
@@ -67,6 +68,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(engines.app, name="engines")
 app.add_typer(store.app, name="store")
 serving.add_to(app)
+tune.add_to(app)
 infer.add_to(app)
 app.add_typer(bench.app, name="bench")
 bench.add_to(app)
