@@ -9,7 +9,6 @@ import grpc.aio
 import structlog
 
 from enginehouse.rpc.authorization import Authorizer
-from enginehouse.rpc.server import RpcServer, Service
 from enginehouse.workers.environments import WorkerEnvironments
 from enginehouse_inference.desired.fetch import EngineCache
 from enginehouse_inference.desired.models import DesiredModels
@@ -22,13 +21,12 @@ from enginehouse_inference.metrics_server import MetricsServer
 from enginehouse_inference.models.catalog import Catalog
 from enginehouse_inference.models.manager import ModelManager
 from enginehouse_inference.models.plan import QueueDefaults
-from enginehouse_inference.process_tuning import GRPC_OPTIONS
 from enginehouse_inference.protocol.regions import Regions
 from enginehouse_inference.refusals import Refusals
 from enginehouse_inference.service.inference import InferenceMethods
+from enginehouse_inference.service.local import LocalHost
 from enginehouse_inference.service.management import ManagementMethods
-from enginehouse_inference.service.register import SERVICE, add_service
-from enginehouse_inference.service.resources import resource_function
+from enginehouse_inference.service.register import front_server
 from enginehouse_inference.service.server_settings import LogSettings, TraceSettings
 from enginehouse_inference.settings import InferenceSettings
 from enginehouse_inference.tracing.start import start_tracing
@@ -73,7 +71,6 @@ class InferenceApp:
         regions = Regions(on_unused=self.devices.close_region)
         refusals = Refusals()
         self._tracing = start_tracing(settings.tracing, settings.trace_rate)
-        self._inference = InferenceMethods(self.catalog, regions, refusals, self._tracing, settings.stream_window)
         self._metrics = InferenceMetrics(self.catalog, self.devices, refusals)
         self._metrics_server: MetricsServer | None = None
         management = ManagementMethods(
@@ -88,18 +85,9 @@ class InferenceApp:
         self._ready = False
         self._health: dict[str, bool] = {}
         self._announcing: set[asyncio.Task[None]] = set()
-        self.server = RpcServer(
-            settings,
-            [
-                Service(
-                    SERVICE,
-                    lambda server: add_service(server, self._inference, management),
-                    resource_function(settings.project),
-                )
-            ],
-            authorizer=authorizer,
-            options=GRPC_OPTIONS,
-        )
+        host = LocalHost(self.catalog, regions, refusals, self._tracing, management)
+        self._inference = InferenceMethods(host, settings.stream_window)
+        self.server = front_server(settings, self._inference, host, authorizer)
 
     async def start(self) -> None:
         """Bring up what is wanted."""

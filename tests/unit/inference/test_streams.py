@@ -9,12 +9,17 @@ from enginehouse_inference.models.catalog import Catalog
 from enginehouse_inference.protocol.regions import Regions
 from enginehouse_inference.refusals import Refusals
 from enginehouse_inference.service.inference import InferenceMethods
+from enginehouse_inference.service.local import LocalHost
 from enginehouse_inference.tracing.trace import Tracing
 from tritonclient.grpc import service_pb2
 
 
 def request(identifier: str) -> bytes:
     return bytes(service_pb2.ModelInferRequest(model_name="m", id=identifier).SerializeToString())
+
+
+class Unused:
+    """Methods that a stream does not call."""
 
 
 class Context:
@@ -36,7 +41,8 @@ async def test_answers_come_in_order_and_nothing_waits_for_a_caller_who_has_gone
             left.set()
 
     refusals = Refusals()
-    stream = InferenceMethods(Catalog(), Regions(), refusals, Tracing(), 3).stream(requests(), Context())
+    host = LocalHost(Catalog(), Regions(), refusals, Tracing(), management=Unused())
+    stream = InferenceMethods(host, 3).stream(requests(), Context())
     for number in range(5):
         answer = service_pb2.ModelStreamInferResponse.FromString(await stream.__anext__())
         assert answer.infer_response.id == str(number) and "no model" in answer.error_message

@@ -37,7 +37,7 @@ EXTENSIONS = (
 
 
 class ManagementMethods:
-    """The protocol's unary methods, each `(request, context) -> response`, named as in the protocol.
+    """The protocol's unary methods, each from a request to its response, named as in the protocol.
 
     Args:
         devices: where clients' CUDA shared memory is opened.
@@ -62,33 +62,33 @@ class ManagementMethods:
         self._log_settings = log_settings
         self._is_ready = is_ready
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:
+    async def ServerLive(self, request: Any) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:
+    async def ServerReady(self, request: Any) -> Any:
         return service_pb2.ServerReadyResponse(ready=self._is_ready())
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:
+    async def ModelReady(self, request: Any) -> Any:
         try:
             ready = self._catalog.find(request.name, request.version).ready
         except UnavailableError:
             ready = False
         return service_pb2.ModelReadyResponse(ready=ready)
 
-    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+    async def ServerMetadata(self, request: Any) -> Any:
         extensions = (*EXTENSIONS, *(("cuda_shared_memory",) if self._devices.has_gpu else ()))
         return service_pb2.ServerMetadataResponse(name="enginehouse", version=_version(), extensions=extensions)
 
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+    async def ModelMetadata(self, request: Any) -> Any:
         version = self._catalog.find(request.name, request.version)
         versions = [str(number) for number, slot in self._catalog.slots(request.name) if slot.ready]
         return describe.metadata(version, [request.version] if request.version else versions)
 
-    async def ModelConfig(self, request: Any, context: Any) -> Any:
+    async def ModelConfig(self, request: Any) -> Any:
         version = self._catalog.find(request.name, request.version)
         return service_pb2.ModelConfigResponse(config=describe.config(version))
 
-    async def ModelStatistics(self, request: Any, context: Any) -> Any:
+    async def ModelStatistics(self, request: Any) -> Any:
         if request.name:
             self._check_known(request.name, request.version)
         response = service_pb2.ModelStatisticsResponse()
@@ -103,7 +103,7 @@ class ManagementMethods:
                 response.model_stats.append(statistics)
         return response
 
-    async def RepositoryIndex(self, request: Any, context: Any) -> Any:
+    async def RepositoryIndex(self, request: Any) -> Any:
         self._check_repository(request)
         response = service_pb2.RepositoryIndexResponse()
         for name in self._catalog.names():
@@ -116,7 +116,7 @@ class ManagementMethods:
                 response.models.add(name=name, state="UNAVAILABLE", reason="unloaded in this process by a client")
         return response
 
-    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+    async def RepositoryModelLoad(self, request: Any) -> Any:
         self._check_repository(request)
         for key in request.parameters:
             if key != "config":
@@ -133,12 +133,12 @@ class ManagementMethods:
         await self._desired.load(_named(request.model_name), config)
         return service_pb2.RepositoryModelLoadResponse()
 
-    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+    async def RepositoryModelUnload(self, request: Any) -> Any:
         self._check_repository(request)
         await self._desired.unload(_named(request.model_name))
         return service_pb2.RepositoryModelUnloadResponse()
 
-    async def SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
+    async def SystemSharedMemoryStatus(self, request: Any) -> Any:
         response = service_pb2.SystemSharedMemoryStatusResponse()
         for region in self._regions.list(Region, request.name):
             status = response.regions[region.name]
@@ -146,22 +146,22 @@ class ManagementMethods:
             status.offset, status.byte_size = region.offset, region.size
         return response
 
-    async def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+    async def SystemSharedMemoryRegister(self, request: Any) -> Any:
         self._regions.register(request.name, request.key, request.offset, request.byte_size)
         return service_pb2.SystemSharedMemoryRegisterResponse()
 
-    async def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+    async def SystemSharedMemoryUnregister(self, request: Any) -> Any:
         self._regions.unregister(Region, request.name)
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
-    async def CudaSharedMemoryStatus(self, request: Any, context: Any) -> Any:
+    async def CudaSharedMemoryStatus(self, request: Any) -> Any:
         response = service_pb2.CudaSharedMemoryStatusResponse()
         for region in self._regions.list(CudaRegion, request.name):
             status = response.regions[region.name]
             status.name, status.device_id, status.byte_size = region.name, region.device_id, region.size
         return response
 
-    async def CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+    async def CudaSharedMemoryRegister(self, request: Any) -> Any:
         self._devices.require_cuda_memory()
         region = self._regions.register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
         try:
@@ -171,18 +171,18 @@ class ManagementMethods:
             raise
         return service_pb2.CudaSharedMemoryRegisterResponse()
 
-    async def CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+    async def CudaSharedMemoryUnregister(self, request: Any) -> Any:
         self._regions.unregister(CudaRegion, request.name)
         # So that a client may free its memory, unless its requests use it still.
         await self._devices.regions_closed()
         return service_pb2.CudaSharedMemoryUnregisterResponse()
 
-    async def TraceSetting(self, request: Any, context: Any) -> Any:
+    async def TraceSetting(self, request: Any) -> Any:
         if request.model_name:
             self._check_known(request.model_name, "")
         return self._trace_settings.answer(request)
 
-    async def LogSettings(self, request: Any, context: Any) -> Any:
+    async def LogSettings(self, request: Any) -> Any:
         return self._log_settings.answer(request)
 
     def _check_known(self, name: str, version: str) -> None:
