@@ -83,16 +83,19 @@ async def closed_loop(call: Call, *, concurrency: int, rows: int, window: Window
 
 
 async def offered(call: Call, *, rate: float, rows: int, window: Window, seed: int = 0) -> Level:
-    """Send `rate` requests a second, at random times (Poisson), however many wait. Latency counts from when a request
-    was due, so that a slow service cannot hide behind a sender that waits for it."""
+    """Send `rate` requests a second, at random times, however many wait. Latency counts from when a request was due, so
+    that a slow service cannot hide behind a sender that waits for it.
+
+    The times are a Poisson process's, given how many came: exactly the rate is offered.
+    """
     counts = _Counts()
     generator = random.Random(seed)
     begun, begun_ns, cpu = time.perf_counter(), time.perf_counter_ns(), time.process_time()
     length = min(max(window.seconds, window.requests / rate), window.at_most)
+    times = sorted(generator.uniform(0, length) for _ in range(max(1, round(rate * length))))
     sent: set[asyncio.Task[None]] = set()
-    due = 0.0
     try:
-        while (due := due + generator.expovariate(rate)) < length:
+        for due in times:
             pause = begun + due - time.perf_counter()
             await asyncio.sleep(max(0.0, pause))
             if len(sent) >= MAX_BEHIND:
@@ -105,7 +108,9 @@ async def offered(call: Call, *, rate: float, rows: int, window: Window, seed: i
         await asyncio.gather(*sent)
     finally:
         await _all(list(sent), cancel=True)
-    return counts.level(None, rate, rows, time.perf_counter() - begun, time.process_time() - cpu)
+    # A service that keeps up has answered by the end, or a moment later.
+    seconds = max(length, time.perf_counter() - begun)
+    return counts.level(None, len(times) / length, rows, seconds, time.process_time() - cpu)
 
 
 async def _all(tasks: list[asyncio.Task[None]], *, cancel: bool = False) -> None:

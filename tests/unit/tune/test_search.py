@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_service import SimulatedService
 
@@ -66,6 +66,7 @@ def unimodal(draw: Any, values: tuple[float, ...]) -> dict[float, float]:
 
 
 @given(data=st.data())
+@settings(max_examples=40)
 def test_it_finds_the_optimum_where_each_axis_has_one_peak(data: Any) -> None:
     space = data.draw(spaces())
     # Engines with batches of their own are no axis that is independent of the others: all have the same.
@@ -88,6 +89,7 @@ def test_it_finds_the_optimum_where_each_axis_has_one_peak(data: Any) -> None:
 
 
 @given(data=st.data())
+@settings(max_examples=40)
 def test_what_it_returns_does_and_no_neighbour_is_better(data: Any) -> None:
     space = data.draw(spaces())
     goal = Goal(
@@ -119,6 +121,7 @@ def test_what_it_returns_does_and_no_neighbour_is_better(data: Any) -> None:
 
 
 @given(data=st.data())
+@settings(max_examples=40)
 def test_it_ends_in_its_budget_and_never_returns_what_was_refuted(data: Any) -> None:
     space = data.draw(spaces())
     goal = Goal(p99_ms=10.0)
