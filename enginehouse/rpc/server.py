@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -64,7 +64,7 @@ class RpcServer:
         self.health = health_aio.HealthServicer()
         self.port = 0
         self._open = authorizer is None
-        self._server = grpc.aio.server(interceptors=[self.chain], options=[*_options(settings), *options])
+        self._server = grpc.aio.server(interceptors=[self.chain], options=[*options, *_options(settings)])
         for service in self._services:
             service.add(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
@@ -111,8 +111,18 @@ class RpcServer:
         await self._server.wait_for_termination()
 
 
+class Bound(Protocol):
+    """What is bound to a port: an `RpcServer`, or several processes that are used as one."""
+
+    async def start(self) -> int: ...
+
+    async def set_ready(self, ready: bool, *services: str) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
 async def run_until_signalled(
-    server: RpcServer,
+    server: Bound,
     *,
     start: Callable[[], Awaitable[None]],
     drain: Callable[[], Awaitable[None]],
