@@ -9,6 +9,7 @@ import grpc.aio
 import structlog
 
 from enginehouse.rpc.authorization import Authorizer
+from enginehouse.rpc.server import RpcServer
 from enginehouse.workers.environments import WorkerEnvironments
 from enginehouse_inference.desired.fetch import EngineCache
 from enginehouse_inference.desired.models import DesiredModels
@@ -16,6 +17,7 @@ from enginehouse_inference.desired.pace import Pace
 from enginehouse_inference.desired.state import StateFile
 from enginehouse_inference.desired.watch import Watcher
 from enginehouse_inference.devices.devices import Devices
+from enginehouse_inference.fronts.servers import FrontServers
 from enginehouse_inference.metrics import InferenceMetrics
 from enginehouse_inference.metrics_server import MetricsServer
 from enginehouse_inference.models.catalog import Catalog
@@ -87,7 +89,11 @@ class InferenceApp:
         self._announcing: set[asyncio.Task[None]] = set()
         host = LocalHost(self.catalog, regions, refusals, self._tracing, management)
         self._inference = InferenceMethods(host, settings.stream_window)
-        self.server = front_server(settings, self._inference, host, authorizer)
+        self.server: RpcServer | FrontServers
+        if settings.front_count == 1 or authorizer is not None:  # which other processes would not have
+            self.server = front_server(settings, self._inference, host, authorizer)
+        else:
+            self.server = FrontServers(settings, settings.front_count, host)
 
     async def start(self) -> None:
         """Bring up what is wanted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ from enginehouse.rpc.settings import ServerSettings
 from enginehouse_inference.devices.hosted import SupervisorSettings
 
 METRICS_PORT = 8002  # Triton's
+# What `ENGINEHOUSE_FRONTS=auto` means: clients, the engine host and the worker need CPUs too.
+CPUS_PER_FRONT, MOST_FRONTS = 4, 8
 
 
 class InferenceSettings(ServerSettings):
@@ -61,6 +64,11 @@ class InferenceSettings(ServerSettings):
     fetch_megabytes_per_second: float = Field(
         default=0.0, ge=0, description="How fast engines may come from the optimizer, all together; 0: without limit."
     )
+    fronts: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        default=1,
+        description="Processes that share the port, each with its own connections; 1: none beside the one that serves; "
+        "auto: as many as the CPUs suggest.",
+    )
     stream_window: int = Field(
         default=64, ge=1, description="Requests of one stream that are worked on at once; reading waits beyond it."
     )
@@ -91,6 +99,13 @@ class InferenceSettings(ServerSettings):
             return None
         default = METRICS_PORT if self.port else 0
         return self.metrics_host or self.host, default if self.metrics_port is None else self.metrics_port
+
+    @property
+    def front_count(self) -> int:
+        """How many processes share the port."""
+        if self.fronts != "auto":
+            return self.fronts
+        return min(max(len(os.sched_getaffinity(0)) // CPUS_PER_FRONT, 1), MOST_FRONTS)
 
     @property
     def allowed_load_directories(self) -> tuple[Path, ...] | None:

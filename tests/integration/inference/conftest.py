@@ -39,9 +39,9 @@ def models(onnx_environment: WorkerEnvironment, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the well-behaved models loaded, shared by a module's tests."""
-    running = Server(tmp_path_factory.mktemp("server"))
+def server(request: Any, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the well-behaved models loaded, shared by a module's tests. Its parameter: fronts."""
+    running = Server(tmp_path_factory.mktemp("server"), fronts=str(getattr(request, "param", 1)))
     try:
         client = running.client()
         for name in ("double", "addsub", "text", "half", "scalar", "identity", "slow"):

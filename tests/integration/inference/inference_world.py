@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -55,7 +56,19 @@ class Server:
         return triton.InferenceServerClient(self.address)
 
     def workers(self) -> list[psutil.Process]:
-        return list(psutil.Process(self.process.pid).children())
+        return self._children("enginehouse_worker")
+
+    def fronts(self) -> list[psutil.Process]:
+        """The processes that share the port; none where the server itself listens."""
+        return self._children("enginehouse_inference.fronts")
+
+    def _children(self, module: str) -> list[psutil.Process]:
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if module in child.cmdline():
+                    found.append(child)
+        return found
 
     def stop(self) -> int:
         """SIGTERM and wait; returns the exit status."""

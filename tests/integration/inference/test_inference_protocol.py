@@ -19,6 +19,8 @@ from inference_world import Server, floats, load, steps, tensor
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, shared_memory
 
+pytestmark = pytest.mark.parametrize("server", [1, 2], indirect=True, ids=["alone", "fronts"])
+
 
 def refused(code: str, *words: str) -> Any:
     """Expects a status and words in its message."""
