@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
+# What `ServicerContext.invocation_metadata()` and `HandlerCallDetails.invocation_metadata` are.
+Metadata = Iterable[tuple[str, str | bytes]]
+
 
 @dataclass(frozen=True)
 class Principal:
-    """A caller. `name` is "anonymous", or the common name of the client's certificate under mutual TLS."""
+    """A caller.
+
+    Attributes:
+        name: "anonymous", or as the token or the certificate says, such as "system:serviceaccount:apps:web".
+        groups: those that the token's issuer puts it in.
+    """
 
     name: str
     authenticated: bool = False
+    groups: tuple[str, ...] = ()
 
 
 ANONYMOUS = Principal("anonymous")
@@ -44,6 +53,7 @@ class Authorizer(Protocol):
 
         Raises:
             PermissionDeniedError: it may not.
+            UnauthenticatedError: it may not, and nobody knows who calls.
         """
 
 
@@ -54,13 +64,36 @@ class AllowAll:
         return None
 
 
+class Admission(Protocol):
+    """Looks at a call before its request is read, so that strangers cannot make a server read what they send."""
+
+    async def admit(self, method: str, metadata: Metadata) -> Principal | None:
+        """Who calls, by what came with the call. None: nothing came, and the connection may say.
+
+        Raises:
+            UnauthenticatedError: what came is not valid, or must come and did not.
+            PermissionDeniedError: the caller may not call the method, whatever it names.
+            UnavailableError: nobody can tell just now.
+        """
+
+
 def principal_of(auth_context: Any) -> Principal:
-    """The principal in a connection's authentication context (`ServicerContext.auth_context()`)."""
+    """The principal in a connection's authentication context (`ServicerContext.auth_context()`).
+
+    Under mutual TLS the common name of the client's certificate; without one its first SPIFFE id, then its first
+    other alternative name.
+    """
     names = auth_context.get("x509_common_name") or []
-    if names:
-        name = names[0]
-        return Principal(name.decode() if isinstance(name, bytes) else str(name), authenticated=True)
+    if not names or not names[0]:
+        alternatives = [_text(name) for name in auth_context.get("x509_subject_alternative_name") or []]
+        names = [n for n in alternatives if n.startswith("spiffe://")] or alternatives
+    if names and names[0]:
+        return Principal(_text(names[0]), authenticated=True)
     return ANONYMOUS
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 # From a full method and its request (or one message of its request stream) to what it names; "" when it names nothing.

@@ -1,4 +1,4 @@
-"""The one interceptor chain: limits, principal, authorization, errors and the log line of every call."""
+"""The one interceptor chain: admission, limits, principal, authorization, errors and the log line of every call."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ import grpc
 import grpc.aio
 import structlog
 
-from enginehouse.errors import EnginehouseError, InternalError, ResourceExhaustedError
+from enginehouse.errors import (
+    EnginehouseError,
+    InternalError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
 from enginehouse.rpc.authorization import (
+    ANONYMOUS,
+    Admission,
     AllowAll,
     Authorizer,
     ResourceOf,
@@ -22,6 +30,7 @@ from enginehouse.rpc.authorization import (
     resource_of,
     set_principal,
 )
+from enginehouse.rpc.denials import Denials
 from enginehouse.rpc.status import trailing_metadata
 
 # Probes must be answered by a server that is full, or Kubernetes restarts it for being busy.
@@ -38,12 +47,20 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
 
     Args:
         resources: by service, what its requests name; `resource_of` where it does not say.
+        admission: looks at calls before their requests are read; every call is let in when None.
     """
 
     def __init__(
-        self, *, authorizer: Authorizer, max_concurrent_rpcs: int, resources: Mapping[str, ResourceOf] | None = None
+        self,
+        *,
+        authorizer: Authorizer,
+        max_concurrent_rpcs: int,
+        resources: Mapping[str, ResourceOf] | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._authorizer = authorizer
+        self._admission = admission
+        self._denials = Denials()
         self._open = isinstance(authorizer, AllowAll)
         self._limit = max_concurrent_rpcs
         self._resources = dict(resources or {})
@@ -67,6 +84,14 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
         if handler is None:
             return None
         method = str(handler_call_details.method)
+        if self._admission is not None:
+            try:
+                # Each call is a task of its own, so this is the principal of this call alone.
+                principal = await self._admission.admit(method, handler_call_details.invocation_metadata or ())
+            except Exception as error:
+                return _refusal(*self._status_of(error, method))
+            if principal is not None:
+                set_principal(principal)
         known = self._wrapped.get(method)
         if known is None or known[0] is not handler:
             known = self._wrapped[method] = (handler, self._wrap(handler, method))
@@ -85,6 +110,11 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
             return grpc.unary_stream_rpc_method_handler(self._streaming(handler.unary_stream, method), **codecs)
         return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), **codecs)
 
+    def _identify(self, context: Any) -> None:
+        """The connection says who calls, where nothing in the call did."""
+        if self._admission is None or current_principal() is ANONYMOUS:
+            set_principal(principal_of(context.auth_context()))
+
     def _unary(
         self, behaviour: Callable[[Any, Any], Awaitable[Any]], method: str
     ) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -93,7 +123,7 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
         async def call(request: Any, context: Any) -> Any:
             try:
                 with self._counted(method):
-                    set_principal(principal_of(context.auth_context()))
+                    self._identify(context)
                     return await behaviour(request if authorized is None else await authorized(request), context)
             except Exception as error:
                 status = self._status_of(error, method)
@@ -112,7 +142,7 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 with self._counted(method):
-                    set_principal(principal_of(context.auth_context()))
+                    self._identify(context)
                     allowed = request if authorized is None else await authorized(request)
                     # Closed when the caller goes, and not when the garbage collector comes by.
                     async with aclosing(behaviour(allowed, context)) as responses:
@@ -194,4 +224,16 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
             error = InternalError(
                 f"internal error in {method}: {type(error).__name__}: {error} (the server's log has more)"
             )
+        elif isinstance(error, PermissionDeniedError | UnauthenticatedError):
+            caller = current_principal().name
+            self._denials.log("refused", method=method, status=error.reason, principal=caller, reason=error.message)
         return error.code, error.message, trailing_metadata(error)
+
+
+def _refusal(code: Any, message: str, metadata: Any) -> Any:
+    """A handler that answers without reading the request, whatever kind of method it stands for."""
+
+    async def refuse(requests: Any, context: Any) -> None:
+        await context.abort(code, message, metadata)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)

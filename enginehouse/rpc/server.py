@@ -17,7 +17,9 @@ from grpc_reflection.v1alpha import reflection
 
 from enginehouse.errors import UnavailableError
 from enginehouse.rpc.authorization import AllowAll, Authorizer, ResourceOf, resource_of
+from enginehouse.rpc.certificates import CertificateFiles, RotatingCertificates
 from enginehouse.rpc.interceptor import CallChain
+from enginehouse.rpc.security import Security
 from enginehouse.rpc.settings import ServerSettings
 
 _log = structlog.get_logger("server")
@@ -43,6 +45,8 @@ class Service:
 class RpcServer:
     """A gRPC server with our interceptor chain, health and reflection.
 
+    Who may call is what the settings say, or the `authorizer` where one is given.
+
     `start()` binds and serves NOT_SERVING; `set_ready(True)` when the service can work; `stop()` drains.
     """
 
@@ -56,40 +60,39 @@ class RpcServer:
     ) -> None:
         self._settings = settings
         self._services = tuple(services)
+        security = Security.of(settings) if authorizer is None else Security(authorizer)
         self.chain = CallChain(
-            authorizer=authorizer or AllowAll(),
+            authorizer=security.authorizer,
+            admission=security.admission,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             resources={service.name: service.resource for service in self._services},
         )
         self.health = health_aio.HealthServicer()
         self.port = 0
-        self._open = authorizer is None
+        self.health_port = 0
+        self._open = isinstance(security.authorizer, AllowAll) and settings.tls_client_ca is None
         self._server = grpc.aio.server(interceptors=[self.chain], options=[*options, *_options(settings)])
         for service in self._services:
             service.add(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = [s.name for s in self._services] + [HEALTH, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
+        self._probed = _health_server(self.health) if settings.health_port is not None else None
 
     async def start(self) -> int:
         """Bind and serve; returns the port.
 
         Raises:
             UnavailableError: the port is in use or the address is not this machine's.
+            FailedPreconditionError: the certificate or the private key cannot be used.
         """
-        address = f"{self._settings.host}:{self._settings.port}"
+        host, credentials = self._settings.host, _credentials(self._settings)
+        address = f"{host}:{self._settings.port}"
         await self.set_ready(False)
-        try:
-            credentials = _credentials(self._settings)
-            if credentials is None:
-                self.port = self._server.add_insecure_port(address)
-            else:
-                self.port = self._server.add_secure_port(address, credentials)
-        except RuntimeError as error:
-            raise UnavailableError(
-                f"cannot listen on {address}: the port is in use or the address is not this machine's. "
-                f"Stop what holds it, or set ENGINEHOUSE_PORT to another port. [{error}]"
-            ) from error
+        self.port = _bind(self._server, address, "ENGINEHOUSE_PORT", credentials)
+        if self._probed is not None:
+            self.health_port = _bind(self._probed, f"{host}:{self._settings.health_port}", "ENGINEHOUSE_HEALTH_PORT")
+            await self._probed.start()
         await self._server.start()
         if self._open and not self._settings.is_loopback:
             _log.warning("every caller is allowed on an address that others can reach", address=address)
@@ -106,6 +109,8 @@ class RpcServer:
         """Tell probes that we leave, refuse new calls, let those in flight finish (for the drain time at most)."""
         await self.health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_seconds)
+        if self._probed is not None:
+            await self._probed.stop(None)
 
     async def wait_for_termination(self) -> None:
         await self._server.wait_for_termination()
@@ -191,6 +196,31 @@ def _options(settings: ServerSettings) -> list[tuple[str, int | str]]:
 def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
-    ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
-    return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+    files = CertificateFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    return RotatingCertificates(files).credentials()
+
+
+def _bind(
+    server: grpc.aio.Server, address: str, setting: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
+    """Take an address; returns the port.
+
+    Raises:
+        UnavailableError: it cannot be had.
+    """
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"cannot listen on {address}: the port is in use or the address is not this machine's. "
+            f"Stop what holds it, or set {setting} to another port. [{error}]"
+        ) from error
+
+
+def _health_server(health: Any) -> grpc.aio.Server:
+    """A server of health checks alone, which needs no chain: its calls name nothing and anybody may make them."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4096)])
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    return server
