@@ -77,13 +77,18 @@ def main(arguments: list[str]) -> int:
     changes = {"port": port} if number == 0 else {"port": port, "health_port": None}
     settings = InferenceSettings().model_copy(update=changes)
     configure_logging(level=settings.log_level, format=settings.log_format, service=f"inference-front-{number}")
+    return asyncio.run(_run(settings, socket.socket(fileno=descriptor)))
+
+
+async def _run(settings: InferenceSettings, sock: socket.socket) -> int:
     try:
-        status = asyncio.run(serve(settings, socket.socket(fileno=descriptor)))
+        status = await serve(settings, sock)
     except EnginehouseError as error:
         _log.error("cannot start", reason=error.message)
-        return 1
+        status = 1
     sys.stderr.flush()
-    os._exit(status)  # nothing of ours is left to close, and a call that was given up must not hold us
+    # Nothing of ours is left to close, and a server that was not stopped would keep the loop from ending.
+    os._exit(status)
 
 
 if __name__ == "__main__":
