@@ -31,7 +31,7 @@ from enginehouse.rpc.authorization import (
     set_principal,
 )
 from enginehouse.rpc.denials import Denials
-from enginehouse.rpc.status import trailing_metadata
+from enginehouse.rpc.status import shortened, trailing_metadata
 
 # Probes must be answered by a server that is full, or Kubernetes restarts it for being busy.
 UNLIMITED_PREFIXES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
@@ -227,7 +227,7 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
         elif isinstance(error, PermissionDeniedError | UnauthenticatedError):
             caller = current_principal().name
             self._denials.log("refused", method=method, status=error.reason, principal=caller, reason=error.message)
-        return error.code, error.message, trailing_metadata(error)
+        return error.code, shortened(error.message), trailing_metadata(error)
 
 
 def _refusal(code: Any, message: str, metadata: Any) -> Any:

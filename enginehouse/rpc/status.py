@@ -15,6 +15,18 @@ DETAILS_KEY = "grpc-status-details-bin"
 # How gRPC says that no connection was made at all, as opposed to one that ended.
 UNREACHABLE = ("failed to connect", "dns resolution")
 
+# Statuses travel in trailing metadata, of which clients take 8 to 16 KiB: beyond it they would see another error.
+MESSAGE_CHARACTERS = 1000
+DETAIL_CHARACTERS = 200
+
+
+def shortened(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
+    """The text without its middle when it is longer: what was wrong stands at the front, what was expected at the end."""
+    if len(text) <= limit:
+        return text
+    left_out = f" ... ({len(text) - limit} characters) ... "
+    return text[: limit * 2 // 3] + left_out + text[-(limit // 3) :]
+
 
 def to_proto(error: EnginehouseError) -> status_pb2.Status:
     """The `google.rpc.Status` of an error: ErrorInfo always, RetryInfo when trying again makes sense."""
@@ -47,8 +59,12 @@ def from_proto(status: status_pb2.Status) -> EnginehouseError:
 
 
 def trailing_metadata(error: EnginehouseError) -> tuple[tuple[str, bytes], ...]:
-    """Metadata that carries the details of an error beside its code and message."""
-    return ((DETAILS_KEY, to_proto(error).SerializeToString()),)
+    """Metadata that carries the details of an error beside its code and message, as long as metadata may be."""
+    details = {name: shortened(value, DETAIL_CHARACTERS) for name, value in error.details.items()}
+    told = error_for(
+        error.code, shortened(error.message), details=details, retry_after_seconds=error.retry_after_seconds
+    )
+    return ((DETAILS_KEY, to_proto(told).SerializeToString()),)
 
 
 def from_rpc_error(error: Any, *, target: str = "") -> EnginehouseError:

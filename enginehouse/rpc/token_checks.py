@@ -108,6 +108,7 @@ class TokenReviews:
         if verdict is None or now >= verdict.until:
             verdict = await asyncio.shield(self._ask(key, token))
         elif verdict.principal is not None and now - verdict.asked >= FRESH_SECONDS and key not in self._asking:
+            verdict.asked = now  # one look at a time, also while nobody answers
             self._ask(key, token).add_done_callback(_heard)
         if verdict.principal is None:
             raise UnauthenticatedError(INVALID)

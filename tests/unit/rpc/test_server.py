@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import socket
-import subprocess
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from certificates_for_tests import make_ca, sign
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -206,27 +206,12 @@ async def test_no_server_names_the_address() -> None:
             assert address in error.message and "enginehouse up" in error.message
 
 
-def openssl(*arguments: str, cwd: Path) -> None:
-    subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True)
-
-
 @pytest.fixture
 def pki(tmp_path: Path) -> Path:
     """A CA, and a server and a client certificate that it signed."""
-    openssl(
-        "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key",
-        "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2", cwd=tmp_path,
-    )  # fmt: skip
+    make_ca(tmp_path)
     for name in ("server", "client"):
-        openssl(
-            "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key", "-out",
-            f"{name}.csr", "-subj", f"/CN={name}-1", cwd=tmp_path,
-        )  # fmt: skip
-        (tmp_path / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-        openssl(
-            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-            "-extfile", "ext", "-out", f"{name}.pem", cwd=tmp_path,
-        )  # fmt: skip
+        sign(tmp_path, name, f"/CN={name}-1")
     return tmp_path
 
 
