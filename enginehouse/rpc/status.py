@@ -21,7 +21,7 @@ DETAIL_CHARACTERS = 200
 
 
 def shortened(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
-    """The text without its middle when it is longer: what was wrong stands at the front, what was expected at the end."""
+    """The text, without its middle when it is longer: its front says what was wrong, its end what was expected."""
     if len(text) <= limit:
         return text
     left_out = f" ... ({len(text) - limit} characters) ... "

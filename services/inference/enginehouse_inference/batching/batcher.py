@@ -20,7 +20,7 @@ from enginehouse.workers.regions import Place
 from enginehouse.workers.tensors import TensorInput
 from enginehouse_inference.batching.policy import Batch, BatchPolicy, QueueFullError
 from enginehouse_inference.batching.queue import BatchQueue
-from enginehouse_inference.batching.request import Answer, Request, join, reject
+from enginehouse_inference.batching.request import MAX_BATCHES, Answer, Request, join, reject
 from enginehouse_inference.batching.rows import RequestInput, input_rows, output_rows
 from enginehouse_inference.batching.turns import DeviceTurns, Turn
 
@@ -136,6 +136,7 @@ class Batcher:
         Raises:
             ResourceExhaustedError: the queue is full.
             DeadlineExceededError: the deadline passed in the queue.
+            InvalidArgumentError: it would be too many batches.
             UnavailableError: the worker died, or the model is being unloaded.
         """
         if self._closed:
@@ -143,6 +144,12 @@ class Batcher:
         now = self._clock()
         if deadline_ns is not None and deadline_ns <= now:
             raise DeadlineExceededError(f"model {self._name}: the deadline passed before the request was queued")
+        batches = 1 if alone else -(-rows // self.policy.max_batch_size)
+        if batches > MAX_BATCHES:
+            raise InvalidArgumentError(
+                f"model {self._name}: {rows} rows make {batches} batches: expected at most {MAX_BATCHES}, which is "
+                f"{MAX_BATCHES * self.policy.max_batch_size} rows: send several requests"
+            )
         request = Request(inputs, outputs, asyncio.get_running_loop().create_future(), places)
         try:
             entry = self._queue.add(
@@ -283,7 +290,7 @@ class Batcher:
             request = part.entry.item
             if request.future.done():
                 continue
-            request.pieces[part.start] = (share, result)
+            request.keep(part.start, share, result)
             request.done += part.rows
             if request.done == part.entry.rows:
                 try:

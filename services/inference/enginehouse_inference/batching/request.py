@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from enginehouse.errors import EnginehouseError
 from enginehouse.workers.link import InferenceResult
 from enginehouse.workers.regions import Place
 from enginehouse_inference.batching.policy import Entry
 from enginehouse_inference.batching.rows import OutputRows, RequestInput
+
+# A request is cut into so many batches at most: what it sends costs the sender, what they cost does not, and rows of an
+# empty shape would cost nothing at all.
+MAX_BATCHES = 4096
+# Of a request in more batches than these, what is computed is copied out of shared memory, of which each batch holds a
+# segment and so a descriptor.
+SHARED_PIECES = 16
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,16 @@ class Answer:
     cached: bool = False
 
 
+@dataclass(frozen=True)
+class Times:
+    """Where a batch's time went, once its outputs are copied."""
+
+    queue_ns: int
+    input_ns: int
+    compute_ns: int
+    output_ns: int
+
+
 @dataclass(eq=False)
 class Request:
     """A request that waits or runs."""
@@ -39,9 +56,20 @@ class Request:
     future: asyncio.Future[Answer]
     places: Sequence[Place] = ()
     # What is computed of it, by first row.
-    pieces: dict[int, tuple[Mapping[str, OutputRows], InferenceResult]] = field(default_factory=dict)
+    pieces: dict[int, tuple[Mapping[str, OutputRows], InferenceResult | Times]] = field(default_factory=dict)
     done: int = 0
     started_ns: int = 0
+
+    def keep(self, start: int, share: Mapping[str, OutputRows], result: InferenceResult) -> None:
+        """Keep what is computed of it, from row `start` on."""
+        if len(self.pieces) < SHARED_PIECES:
+            self.pieces[start] = (share, result)
+            return
+        copied = {name: replace(rows, parts=tuple(map(bytes, rows.parts))) for name, rows in share.items()}
+        self.pieces[start] = (
+            copied,
+            Times(result.queue_ns, result.input_ns, result.compute_ns, result.output_ns),
+        )
 
 
 def reject(entry: Entry[Request], error: EnginehouseError) -> None:
@@ -58,12 +86,12 @@ def join(entry: Entry[Request], order: Sequence[str]) -> Answer:
     pieces = [request.pieces[start] for start in sorted(request.pieces)]
     # Shared memory is freed when the answer is dropped, not when this request's entry is.
     request.pieces = {}
-    results = tuple(result for _, result in pieces)
+    results = [result for _, result in pieces]
     return Answer(
         outputs=tuple(
             OutputRows.join([share[name] for share, _ in pieces]) for name in order if name in request.outputs
         ),
-        results=results,
+        results=tuple(result for result in results if isinstance(result, InferenceResult)),
         queue_ns=request.started_ns - entry.arrived_ns + max(r.queue_ns for r in results),
         input_ns=max(r.input_ns for r in results),
         compute_ns=max(r.compute_ns for r in results),

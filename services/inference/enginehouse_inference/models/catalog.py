@@ -10,6 +10,9 @@ from enginehouse.errors import InvalidArgumentError, NotFoundError, UnavailableE
 from enginehouse_inference.models.statistics import Statistics
 from enginehouse_inference.models.version import ModelVersion
 
+# Of the largest version there can be; Python refuses to read very long numbers.
+_DIGITS = 19
+
 
 class State(Enum):
     """As RepositoryIndex names it."""
@@ -108,7 +111,7 @@ class Catalog:
             ready = [n for n, slot in versions.items() if slot.ready]
             slot = versions[max(ready or versions)]
         else:
-            if not version.isdecimal():
+            if not version.isdecimal() or len(version) > _DIGITS:
                 raise InvalidArgumentError(
                     f"version {version!r} is not valid: expected a number, or none for the highest"
                 )

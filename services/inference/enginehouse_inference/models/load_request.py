@@ -22,7 +22,7 @@ def plan_from_load(name: str, text: str) -> ModelPlan:
     what = f"the load configuration of {name!r}"
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{what} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise InvalidArgumentError(f"{what} is {type(config).__name__}: expected an object")
@@ -78,7 +78,7 @@ def _check(config: Mapping[str, Any], keys: Mapping[str, Callable[[object], bool
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and bool(value) and "\0" not in value
 
 
 def _is_count(value: object) -> bool:

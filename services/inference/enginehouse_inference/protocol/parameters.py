@@ -7,6 +7,9 @@ from typing import Any
 
 from enginehouse.errors import InvalidArgumentError
 
+# Of the largest number that a parameter can be; Python refuses to read very long ones.
+_DIGITS = 20
+
 
 def integer(parameters: Mapping[str, Any], key: str, what: str) -> int | None:
     """An integer parameter, None when it is absent.
@@ -18,7 +21,7 @@ def integer(parameters: Mapping[str, Any], key: str, what: str) -> int | None:
         return None
     choice = parameters[key].WhichOneof("parameter_choice")
     value = getattr(parameters[key], choice) if choice else None
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) <= _DIGITS:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidArgumentError(f"{what}: parameter {key!r} is {value!r}: expected a whole number from 0 on")

@@ -97,7 +97,7 @@ class Regions:
         """
         _check_named(name, size)
         file = key.lstrip("/")
-        if not file or "/" in file or file in (".", ".."):
+        if not file or "/" in file or "\0" in file or file in (".", ".."):
             raise InvalidArgumentError(
                 f"shared memory key {key!r} is not valid: expected a name such as '/my-inputs', as for shm_open"
             )
