@@ -76,7 +76,8 @@ class KubernetesApi:
         configuration = client.Configuration()
         try:
             if "KUBECONFIG" in os.environ or "KUBERNETES_SERVICE_HOST" not in os.environ:
-                await config.load_kube_config(client_configuration=configuration)
+                # Named here: the client reads the variable once, when it is imported.
+                await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
             else:
                 config.load_incluster_config(client_configuration=configuration)
         except (config.ConfigException, OSError, ValueError, TypeError) as error:
