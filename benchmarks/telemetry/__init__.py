@@ -1,0 +1,1 @@
+"""How many nodes the telemetry aggregator keeps up with."""
