@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from enginehouse.client.addresses import INFERENCE, OPTIMIZER, TELEMETRY, Addresses
@@ -22,6 +23,7 @@ from enginehouse.client.serving import AsyncServing
 from enginehouse.client.store import AsyncStore
 from enginehouse.client.telemetry import AsyncTelemetry
 from enginehouse.names import DEFAULT_PROJECT, check_id
+from enginehouse.rpc.channels import Token, token_of
 
 
 class AsyncClient(ProjectCalls, InferenceCalls):
@@ -38,6 +40,8 @@ class AsyncClient(ProjectCalls, InferenceCalls):
         project: the project that ids belong to.
         timeout: seconds that a single call may take (uploads, downloads and streams may take longer).
         tls: how to speak TLS; plain text when None.
+        token: goes with every call: a text, or a `Token` that says more.
+        token_file: the same in a file, which is read again as it changes (a Kubernetes service account's).
         balancing: how requests are spread over inference servers and sent again; the defaults when None.
     """
 
@@ -50,16 +54,21 @@ class AsyncClient(ProjectCalls, InferenceCalls):
         project: str = DEFAULT_PROJECT,
         timeout: float = 30.0,
         tls: TLS | None = None,
+        token: str | Token | None = None,
+        token_file: Path | None = None,
         balancing: Balancing | None = None,
     ) -> None:
         parent = f"projects/{check_id(project, 'project')}"
         self.project = project
         servers = split_addresses(inference)
         self.addresses = Addresses(optimizer, ",".join(servers), telemetry)
-        self._optimizer = Endpoint(optimizer, timeout=timeout, tls=tls)
-        self._telemetry = Endpoint(telemetry, timeout=timeout, tls=tls)
-        self._infer = AsyncInference(servers, timeout=timeout, tls=tls, policy=balancing or Balancing())
-        self._blobs = blobs = AsyncBlobs(self._optimizer, parent)
+        bearer = token_of(token, token_file)
+        self._optimizer = Endpoint(optimizer, timeout=timeout, tls=tls, token=bearer)
+        self._telemetry = Endpoint(telemetry, timeout=timeout, tls=tls, token=bearer)
+        self._infer = AsyncInference(
+            servers, timeout=timeout, tls=tls, policy=balancing or Balancing(), token=bearer
+        )
+        self.blobs = blobs = AsyncBlobs(self._optimizer, parent)
         self.models = AsyncModels(self._optimizer, blobs, parent)
         self.datasets = AsyncDatasets(self._optimizer, blobs, parent)
         self.engines = AsyncEngines(self._optimizer, blobs, parent)
@@ -80,7 +89,8 @@ class AsyncClient(ProjectCalls, InferenceCalls):
         """A client of what the environment names.
 
         ENGINEHOUSE_OPTIMIZER, ENGINEHOUSE_INFERENCE and ENGINEHOUSE_TELEMETRY are addresses (of inference servers
-        several, with commas), ENGINEHOUSE_PROJECT the project, ENGINEHOUSE_CLIENT_CA, _CERTIFICATE and _KEY PEM files.
+        several, with commas), ENGINEHOUSE_PROJECT the project, ENGINEHOUSE_CLIENT_CA, _CERTIFICATE and _KEY PEM files,
+        ENGINEHOUSE_CLIENT_TOKEN or _TOKEN_FILE the token (docs/security.md has more).
         What they do not say comes from the stack that `enginehouse up` started in ENGINEHOUSE_HOME (or `.enginehouse`
         here), then from the defaults.
         """
@@ -94,6 +104,7 @@ class AsyncClient(ProjectCalls, InferenceCalls):
             project=found.project,
             timeout=timeout,
             tls=found.tls,
+            token=found.credentials.token,
             balancing=balancing,
         )
 

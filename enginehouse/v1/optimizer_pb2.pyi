@@ -292,9 +292,14 @@ class EngineTarget(_message.Message):
     PRECISION_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    GPU_PRODUCT_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """onnxruntime, tensorflow, tensorrt, tf-trt."""
     precision: _engines_pb2.Precision.ValueType
+    gpu_product: _builtins.str
+    """GPU to build and verify on, for backends that need one: a product as the node label nvidia.com/gpu.product has it, such
+    as "NVIDIA-H200". Empty: the only one there is; FAILED_PRECONDITION when there are several, or none of that product.
+    """
     @_builtins.property
     def profile(self) -> _engines_pb2.BatchProfile:
         """min 1, opt 8, max 64 when absent."""
@@ -310,10 +315,11 @@ class EngineTarget(_message.Message):
         precision: _engines_pb2.Precision.ValueType = ...,
         profile: _engines_pb2.BatchProfile | None = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        gpu_product: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "options", b"options", "precision", b"precision", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "gpu_product", b"gpu_product", "options", b"options", "precision", b"precision", "profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,7 +53,9 @@ def _optimize(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="BACKEND:PRECISION", help="Such as tensorrt:int8, instead of the two above; may be repeated."
+            metavar="BACKEND:PRECISION[@GPU]",
+            help="Such as tensorrt:int8, instead of the two above; in a cluster also on which GPU, such as "
+            "tensorrt:int8@NVIDIA-H200; may be repeated.",
         ),
     ] = None,
     batch: Annotated[str | None, typer.Option(help="Batch sizes, MAX or MIN:OPT:MAX; 1:8:64 when absent.")] = None,
@@ -129,9 +131,9 @@ def _optimize(
     if target and (backend or precision):
         raise InvalidArgumentError("--target names backend and precision: give it, or --backend and --precision")
     wanted = [_target(text) for text in target or ()] or [
-        (b, p) for b in backend or ["onnxruntime"] for p in precision or ["fp32"]
+        (b, p, "") for b in backend or ["onnxruntime"] for p in precision or ["fp32"]
     ]
-    targets = [Target(b, p, profile(batch), pairs(option, "--option")) for b, p in wanted]
+    targets = [Target(b, p, profile(batch), pairs(option, "--option"), gpu) for b, p, gpu in wanted]
     if not calibrated and any(t.precision.lower() in ("int8", "fp8") for t in targets):
         raise InvalidArgumentError(f"int8 and fp8 need calibration: {_CALIBRATE}")
     if min_accuracy is not None and verification_data is None and calibration_data is None:
@@ -185,12 +187,20 @@ def _refuse(given: Mapping[str, bool], why: str) -> None:
         raise InvalidArgumentError(f"{', '.join(wrong)} {why}")
 
 
-def _target(text: str) -> tuple[str, str]:
-    """(backend, precision) of "tensorrt:int8". Raises InvalidArgumentError when it is not of that form."""
-    backend, colon, precision = text.partition(":")
-    if not (backend and colon and precision):
-        raise InvalidArgumentError(f"--target {text!r} is not valid: expected BACKEND:PRECISION, such as tensorrt:int8")
-    return backend, precision
+def _target(text: str) -> tuple[str, str, str]:
+    """(backend, precision, GPU) of "tensorrt:int8@NVIDIA-H200"; the GPU may be left out, and is then empty.
+
+    Raises:
+        InvalidArgumentError: it is not of that form.
+    """
+    wanted, at, gpu = text.partition("@")
+    backend, colon, precision = wanted.partition(":")
+    if not (backend and colon and precision) or (at and not gpu):
+        raise InvalidArgumentError(
+            f"--target {text!r} is not valid: expected BACKEND:PRECISION, such as tensorrt:int8, or with the GPU to "
+            "build on tensorrt:int8@NVIDIA-H200"
+        )
+    return backend, precision, gpu
 
 
 def _model(client: Client, text: str, name: str | None, seed: int) -> Model:

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """One engine to build: for a backend, in a precision, for batch sizes (1 to 64, tuned for 8, when None)."""
+    """One engine to build: for a backend, in a precision, for batch sizes (1 to 64, tuned for 8, when None).
+
+    `gpu_product` is the GPU to build on, as the node label nvidia.com/gpu.product has it; empty: the only one there is.
+    """
 
     backend: str
     precision: str
     profile: BatchProfile | None = None
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    gpu_product: str = ""
 
     def to_proto(self) -> pb.EngineTarget:
         return pb.EngineTarget(
@@ -32,6 +36,7 @@ class Target:
             precision=precision_value(self.precision),
             profile=self.profile.to_proto() if self.profile else None,
             options={name: option_text(value) for name, value in self.options.items()},
+            gpu_product=self.gpu_product,
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 from google.longrunning import operations_pb2_grpc
 
+from enginehouse.errors import FailedPreconditionError
 from enginehouse.rpc.server import RpcServer, Service
 from enginehouse.v1 import (
     blobs_pb2_grpc,
@@ -30,11 +32,13 @@ from enginehouse_optimizer.lock import DataDirLock
 from enginehouse_optimizer.notifier import Notifier
 from enginehouse_optimizer.pipeline.flights import StageRunner
 from enginehouse_optimizer.pipeline.manager import JobManager
+from enginehouse_optimizer.pipeline.places import LocalPlace
 from enginehouse_optimizer.pipeline.slots import StageQueue, StageSlots
 from enginehouse_optimizer.pipeline.timing import TimingCaches
 from enginehouse_optimizer.pipeline.versions import EnvironmentVersions
 from enginehouse_optimizer.settings import OptimizerSettings
 from enginehouse_optimizer.storage.aliases import AliasStore
+from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.database import Database
 from enginehouse_optimizer.storage.jobs import Jobs
 from enginehouse_optimizer.storage.resources import Resources
@@ -44,6 +48,9 @@ from enginehouse_optimizer.storage.stage_results import StageResults
 from enginehouse_optimizer.storage.timing_caches import TimingCacheIndex
 from enginehouse_optimizer.storekeeping import StoreKeeping, project_blobs
 from enginehouse_optimizer.threads import in_thread
+
+if TYPE_CHECKING:
+    from enginehouse_optimizer.kubernetes.cluster import Cluster
 
 _log = structlog.get_logger("optimizer")
 
@@ -83,22 +90,23 @@ class OptimizerApp:
             settings.stage_slots,
             settings.stage_memory_budget_bytes,
         )
+        timing = TimingCaches(TimingCacheIndex(self._database), self._blobs, settings.timing_cache_max_bytes)
+        self._cluster = _cluster(settings, self._blobs, timing)
         runner = StageRunner(
             StageResults(self._database),
             StageCosts(self._database),
             self._blobs,
-            environments,
             self._work_dir,
-            limits,
-            StageQueue(slots),
-            TimingCaches(TimingCacheIndex(self._database), self._blobs, settings.timing_cache_max_bytes),
+            (LocalPlace(self._blobs, environments, limits, timing), StageQueue(slots)),
+            self._cluster.places if self._cluster else {},
         )
         self.manager = JobManager(
             jobs,
             engines,
             self._blobs,
             runner,
-            EnvironmentVersions(environments),
+            EnvironmentVersions(environments, settings.worker_images if self._cluster else {}),
+            self._cluster.gpus if self._cluster else None,
             max_queued=settings.max_queued_jobs,
             max_running=settings.max_running_jobs,
         )
@@ -156,16 +164,37 @@ class OptimizerApp:
         """Clean up after a dead service and take up its jobs."""
         await self._store.start()
         removed = await in_thread(self._blobs.sweep, self._settings.upload_retention_seconds)
+        if self._cluster is not None:
+            await self._cluster.start()
         resumed = self.manager.resume()
+        if self._cluster is not None and not resumed:
+            await self._cluster.sweep()
         _log.info("storage is ready", resumed_jobs=resumed, removed_uploads=removed)
 
     async def close(self) -> None:
-        """Stop the stages, close the database, let the data folder go."""
+        """Stop the stages that run here, close the database, let the data folder go."""
+        if self._cluster is not None:
+            self._cluster.leave()
         await self.manager.close()
+        if self._cluster is not None:
+            await self._cluster.close()
         await self._store.close()
         self._database.close()
         shutil.rmtree(self._work_dir, ignore_errors=True)
         self._lock.release()
+
+
+def _cluster(settings: OptimizerSettings, blobs: ProjectBlobs, timing: TimingCaches) -> Cluster | None:
+    if settings.executor != "kubernetes":
+        return None
+    try:
+        from enginehouse_optimizer.kubernetes.cluster import Cluster
+    except ImportError as error:
+        raise FailedPreconditionError(
+            "ENGINEHOUSE_EXECUTOR=kubernetes needs the Kubernetes client: "
+            f"pip install 'enginehouse-optimizer[kubernetes]' ({error})"
+        ) from error
+    return Cluster(settings, blobs, timing)
 
 
 class OptimizerServer(RpcServer):

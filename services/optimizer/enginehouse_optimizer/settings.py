@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -84,4 +84,46 @@ class OptimizerSettings(ServerSettings):
     )
     quarantine_retention_seconds: float = Field(
         30 * 86400.0, ge=0, description="Damaged blobs are kept for so long, for somebody to look at."
+    )
+    executor: Literal["local", "kubernetes"] = Field(
+        "local",
+        description="kubernetes: stages of the environments in ENGINEHOUSE_WORKER_IMAGES run as Jobs of the cluster, "
+        "on a node with the wanted GPU; local: all on this machine.",
+    )
+    worker_images: dict[str, str] = Field(
+        default_factory=dict,
+        description='Image of each worker environment that runs in the cluster, as JSON: {"tensorrt": '
+        '"registry/enginehouse/worker-tensorrt@sha256:..."}. Results are kept by it: name images by digest, or by tags '
+        "that do not move.",
+    )
+    kubernetes_namespace: str = Field("", description="Namespace of the Jobs; this pod's own when empty.")
+    kubernetes_job_template: Path | None = Field(
+        None,
+        description="YAML of a Pod that is laid under the pods of Jobs: tolerations, volumes, and for its containers "
+        "worker, fetch and publish resources and variables.",
+    )
+    kubernetes_client_image: str = Field(
+        "", description="Image with the enginehouse package, which fetches and publishes files; this pod's when empty."
+    )
+    kubernetes_optimizer: str = Field(
+        "",
+        description="host:port of this optimizer as the pods of Jobs reach it; the Service enginehouse-optimizer in "
+        "their namespace when empty.",
+    )
+    kubernetes_instance: str = Field(
+        "optimizer",
+        pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+        description="Tells this optimizer's Jobs from another one's in the namespace.",
+    )
+    kubernetes_token_audience: str = Field(
+        "enginehouse",
+        description="Audience of the service account token that pods of Jobs show this optimizer; empty: they have "
+        "none.",
+    )
+    kubernetes_max_jobs: int = Field(16, ge=1, description="Jobs at once; more stages wait for one to end.")
+    kubernetes_pending_seconds: float = Field(
+        1800.0, gt=0, description="For how long a Job's pod may wait for a node before its stage fails."
+    )
+    kubernetes_image_seconds: float = Field(
+        120.0, gt=0, description="For how long an image may fail to be pulled before the stage fails."
     )

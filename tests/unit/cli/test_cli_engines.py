@@ -115,14 +115,15 @@ def test_an_engine_that_was_not_verified_says_why(
 
 def test_targets_of_an_optimization(enginehouse: Any, engine: engines_pb2.Engine, servers: Servers) -> None:
     servers.models.models[f"{PROJECT}/models/m"] = models_pb2.Model(name=f"{PROJECT}/models/m")
-    both = ["--target", "tensorrt:int8", "--target", "onnxruntime:fp32"]
+    both = ["--target", "tensorrt:int8@NVIDIA-H200", "--target", "onnxruntime:fp32"]
     assert enginehouse("optimize", "m", *both, "--synthetic", "8").status == 0
     targets = servers.optimizer.requests[-1].targets
-    assert [(t.backend, t.precision) for t in targets] == [
-        ("tensorrt", engines_pb2.PRECISION_INT8),
-        ("onnxruntime", engines_pb2.PRECISION_FP32),
+    assert [(t.backend, t.precision, t.gpu_product) for t in targets] == [
+        ("tensorrt", engines_pb2.PRECISION_INT8, "NVIDIA-H200"),
+        ("onnxruntime", engines_pb2.PRECISION_FP32, ""),
     ]
-    for wrong in ([*both, "--synthetic", "8", "--precision", "fp32"], ["--target", "tensorrt"], both[:2]):
+    nowhere = ["--target", "onnxruntime:fp32@"]
+    for wrong in ([*both, "--synthetic", "8", "--precision", "fp32"], ["--target", "tensorrt"], both[:2], nowhere):
         assert enginehouse("optimize", "m", *wrong).status == 2, wrong
 
 

@@ -12,6 +12,7 @@ import pytest
 from enginehouse_optimizer.pipeline.flights import StageRunner
 from enginehouse_optimizer.pipeline.inputs import Data as Source
 from enginehouse_optimizer.pipeline.inputs import Inputs, ModelInput, Synthetic, Target, Verification
+from enginehouse_optimizer.pipeline.places import LocalPlace
 from enginehouse_optimizer.pipeline.plan import PlannedStage
 from enginehouse_optimizer.pipeline.planner import make_plan
 from enginehouse_optimizer.pipeline.slots import StageQueue, StageSlots
@@ -177,11 +178,8 @@ async def test_builds_hand_it_on(world: World, monkeypatch: pytest.MonkeyPatch) 
         results,
         StageCosts(world.database),
         world.blobs,
-        environments,
         world.folder / "work",
-        StageLimits(60),
-        StageQueue(StageSlots()),
-        world.caches,
+        (LocalPlace(world.blobs, environments, StageLimits(60), world.caches), StageQueue(StageSlots())),
     )
     params = {"backend": "tensorrt", "precision": "FP16", "profile": {"min": 1, "opt": 1, "max": 1}}
     stage = PlannedStage("build tensorrt fp16", "build", "trt", params, {}, digest_bytes(b"1"), "gpu")

@@ -41,6 +41,7 @@ _METHODS = {
     pb.CALIBRATION_METHOD_MSE: "mse",
 }
 _DEFAULT_PERCENTILE = 99.99
+_LABEL_VALUE = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _DEFAULT_AUTOMATIC_SQNR_DB = 20.0
 
 
@@ -163,7 +164,13 @@ def _target(given: pb.EngineTarget, where: str) -> Target:
             raise InvalidArgumentError(
                 f"{where}: backend {backend.name!r} has no option {option!r} (known: {known}){hint}"
             )
-    return Target(backend.name, precision, _profile(given, where), dict(sorted(given.options.items())))
+    if given.gpu_product and not re.fullmatch(_LABEL_VALUE, given.gpu_product):
+        raise InvalidArgumentError(
+            f"{where}.gpu_product is {given.gpu_product!r}: expected a product as the node label "
+            "nvidia.com/gpu.product has it, such as NVIDIA-H200"
+        )
+    options = dict(sorted(given.options.items()))
+    return Target(backend.name, precision, _profile(given, where), options, given.gpu_product)
 
 
 def _profile(given: pb.EngineTarget, where: str) -> tuple[int, int, int]:

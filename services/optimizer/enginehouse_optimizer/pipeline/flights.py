@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,13 +13,11 @@ from uuid import uuid4
 
 import structlog
 
-from enginehouse.artifacts import BlobStore, Tree, TreeEntry, digest_json, materialize, store_tree
+from enginehouse.artifacts import BlobStore, Tree, TreeEntry, digest_json
 from enginehouse.errors import DataLossError, EnginehouseError, InternalError, NotFoundError
-from enginehouse.workers.environments import WorkerEnvironments
-from enginehouse.workers.stage import StageLimits, StageSpec, run_stage
+from enginehouse_optimizer.pipeline.places import StagePlace, StageRun, empty
 from enginehouse_optimizer.pipeline.plan import PlannedStage, Upload
 from enginehouse_optimizer.pipeline.slots import Demand, Holding, StageQueue, Urgency
-from enginehouse_optimizer.pipeline.timing import INPUT, TimingCaches
 from enginehouse_optimizer.storage.blobs import ProjectBlobs
 from enginehouse_optimizer.storage.stage_costs import StageCosts
 from enginehouse_optimizer.storage.stage_results import StageResult, StageResults
@@ -66,6 +63,7 @@ class _Flight:
     log: Path | None = None
     log_digest: str = ""
     last: tuple[float, str] | None = None
+    wait: str = ""
 
     def urgency(self) -> Urgency:
         """As urgent as the most urgent of the jobs that want it."""
@@ -76,6 +74,7 @@ class _Flight:
             what(listener)
 
     def waits(self, message: str) -> None:
+        self.wait = message
         self.tell(lambda listener: listener.waiting(message))
 
     def join(self, listener: Listener) -> None:
@@ -84,30 +83,55 @@ class _Flight:
             listener.running(self.log)
         if self.last is not None:
             listener.progress(*self.last)
+        if self.wait:
+            listener.waiting(self.wait)
+
+
+@dataclass(frozen=True)
+class _Watcher:
+    """Passes on to a flight's listeners what becomes of its run."""
+
+    flight: _Flight
+    log: Path
+    holding: Holding
+
+    def waits(self, message: str) -> None:
+        self.flight.waits(message)
+
+    def runs(self) -> None:
+        self.flight.log, self.flight.wait = self.log, ""
+        self.flight.tell(lambda listener: listener.running(self.log))
+
+    def progresses(self, fraction: float, message: str) -> None:
+        self.flight.last = (fraction, message)
+        self.flight.tell(lambda listener: listener.progress(fraction, message))
+
+    def grouped(self, group: int) -> None:
+        self.holding.group = group
 
 
 class StageRunner:
-    """The stages of all jobs. `work_dir` is emptied by whoever makes one: no stage survives the service."""
+    """The stages of all jobs. `work_dir` is emptied by whoever makes one: no file there survives the service.
+
+    Args:
+        places: where stages of an environment run, and the queue for their slots; of the others, `local` says.
+    """
 
     def __init__(
         self,
         results: StageResults,
         costs: StageCosts,
         blobs: ProjectBlobs,
-        environments: WorkerEnvironments,
         work_dir: Path,
-        limits: StageLimits,
-        queue: StageQueue,
-        timing: TimingCaches,
+        local: tuple[StagePlace, StageQueue],
+        places: Mapping[str, tuple[StagePlace, StageQueue]] | None = None,
     ) -> None:
         self._results = results
         self._costs = costs
         self._blobs = blobs
-        self._environments = environments
         self._work_dir = work_dir
-        self._limits = limits
-        self._queue = queue
-        self._timing = timing
+        self._local = local
+        self._places = dict(places or {})
         self._flights: dict[tuple[str, str], _Flight] = {}
 
     async def obtain(
@@ -167,52 +191,31 @@ class StageRunner:
         }
         subject, size = _subject(stage), sum(tree.size for tree in trees.values())
         demand = Demand(stage.stage, stage.environment, self._costs.expected(stage.environment, subject, size))
-        async with self._queue.hold(demand, flight.urgency, flight.waits) as holding:
-            result = await self._run(flight, project, stage, trees, holding)
+        place, queue = self._places.get(stage.environment, self._local)
+        async with queue.hold(demand, flight.urgency, flight.waits) as holding:
+            result = await self._run(place, flight, project, stage, trees, holding)
         if result.peak_memory_bytes:
             self._costs.record(stage.environment, subject, size, result.peak_memory_bytes)
         return result
 
     async def _run(
-        self, flight: _Flight, project: str, stage: PlannedStage, trees: Mapping[str, Tree], holding: Holding
+        self,
+        place: StagePlace,
+        flight: _Flight,
+        project: str,
+        stage: PlannedStage,
+        trees: Mapping[str, Tree],
+        holding: Holding,
     ) -> StageResult:
         store = self._blobs.of(project)
         work = self._work_dir / uuid4().hex
         work.mkdir(parents=True)
         log = work / "stage.log"
         log.touch()
-        flight.log = log
-        flight.tell(lambda listener: listener.running(log))
         _log.info("stage starts", project=project, stage=stage.name, key=stage.key)
         try:
-            inputs = {name: work / "inputs" / name for name in stage.inputs}
-            for name, tree in trees.items():
-                await in_thread(materialize, store, tree, inputs[name])
-            given = ""
-            if stage.timing_cache:
-                inputs[INPUT] = work / "inputs" / INPUT
-                given = await self._timing.give(project, stage.timing_cache, inputs[INPUT])
-            spec = StageSpec(stage.stage, inputs, work / "output", stage.params)
-            spec.output.mkdir()
-
-            def progress(fraction: float, message: str) -> None:
-                flight.last = (fraction, message)
-                flight.tell(lambda listener: listener.progress(fraction, message))
-
-            def started(group: int) -> None:
-                holding.group = group
-
-            found = await run_stage(
-                self._environments.environment(stage.environment),
-                spec,
-                log=log,
-                progress=progress,
-                started=started,
-                limits=self._limits,
-            )
-            if stage.timing_cache:
-                await self._timing.take_back(project, stage.timing_cache, spec.output, given)
-            tree = await in_thread(store_tree, store, spec.output, move=True)
+            watcher = _Watcher(flight, log, holding)
+            tree, found = await place.run(StageRun(project, stage, trees, work, log), watcher)
             flight.log_digest = await in_thread(_store_log, store, log)
             result = StageResult(tree, found, flight.log_digest)
             self._results.put(project, stage.key, result)
@@ -223,7 +226,7 @@ class StageRunner:
             raise
         finally:
             flight.log_digest = flight.log_digest or await in_thread(_store_log, store, log)
-            await in_thread(shutil.rmtree, work, ignore_errors=True)
+            await empty(work)
 
     async def _stored(self, project: str, key: str) -> StageResult | None:
         result = self._results.get(project, key)

@@ -91,12 +91,16 @@ class Verification:
 
 @dataclass(frozen=True)
 class Target:
-    """`precision` is a name such as "INT8"; `profile` is (min, opt, max) batch sizes."""
+    """`precision` is a name such as "INT8"; `profile` is (min, opt, max) batch sizes.
+
+    `gpu_product` is the GPU of the cluster to build on; empty for none, and where this machine builds.
+    """
 
     backend: str
     precision: str
     profile: tuple[int, int, int] = (1, 8, 64)
     options: Mapping[str, str] = field(default_factory=dict)
+    gpu_product: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from enginehouse.v1 import optimizer_pb2 as pb
 from enginehouse_optimizer.pipeline.blame import stage_to_blame, with_layers
 from enginehouse_optimizer.pipeline.executor import execute
 from enginehouse_optimizer.pipeline.flights import StageRunner
+from enginehouse_optimizer.pipeline.gpus import Gpus, LocalGpus
 from enginehouse_optimizer.pipeline.inputs import Inputs
 from enginehouse_optimizer.pipeline.plan import Plan
 from enginehouse_optimizer.pipeline.planner import environments_of, make_plan
@@ -47,6 +48,7 @@ class JobManager:
         blobs: ProjectBlobs,
         runner: StageRunner,
         versions: EnvironmentVersions,
+        gpus: Gpus | None = None,
         *,
         max_queued: int,
         max_running: int,
@@ -56,6 +58,7 @@ class JobManager:
         self._blobs = blobs
         self._runner = runner
         self._versions = versions
+        self._gpus = gpus or LocalGpus()
         self._max_queued = max_queued
         self._max_running = max_running
         self._queue: dict[int, Urgency] = {}
@@ -81,8 +84,10 @@ class JobManager:
 
         Raises:
             ResourceExhaustedError: the queue is full.
-            FailedPreconditionError: a worker environment that it needs is not installed or does not work.
+            FailedPreconditionError: a worker environment that it needs is not installed or does not work, or there is
+                no GPU such as it names.
         """
+        inputs = await self._gpus.place(inputs)
         plan = await self._plan(inputs)
         # No await from here on: two equal requests at the same time are one job, and the bound holds.
         if request.request_id and (job := self._jobs.by_request_id(project, request.request_id)) is not None:
@@ -126,7 +131,8 @@ class JobManager:
         return None if reporter is None else reporter.log(stage)
 
     async def _plan(self, inputs: Inputs) -> Plan:
-        return make_plan(inputs, await self._versions.of(environments_of(inputs)))
+        versions = await self._versions.of(environments_of(inputs))
+        return make_plan(inputs, {**versions, **await self._gpus.versions(inputs)})
 
     def _enqueue(self, job: Job) -> None:
         self._queue[job.number] = (-job.priority, job.number)

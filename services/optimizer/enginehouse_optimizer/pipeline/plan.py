@@ -32,7 +32,8 @@ class PlannedStage:
     """A stage to run: `name` is unique in its plan, `stage` is what the worker calls it.
 
     `timing_cache` names the cache that a build takes and gives back, empty for none. It is no part of the key: it
-    changes how long a build takes, not what is asked for.
+    changes how long a build takes, not what is asked for. `gpu` is the product that it runs on in a cluster, empty for
+    none.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PlannedStage:
     inputs: Mapping[str, Source]
     key: str
     timing_cache: str = ""
+    gpu: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:

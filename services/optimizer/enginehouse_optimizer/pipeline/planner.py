@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from enginehouse.artifacts import digest_json
+from enginehouse.artifacts import canonical_json, digest_json
 from enginehouse.artifacts.manifest import engine_key
 from enginehouse_optimizer.pipeline.backends import BACKENDS, FREEZING, QUANTIZED, QUANTIZING, Backend, takes_table
 from enginehouse_optimizer.pipeline.inputs import Calibration, Data, Inputs, ModelInput, Target
@@ -50,6 +50,7 @@ class _Builder:
         *,
         machine: str = "",
         timing_cache: str = "",
+        gpu: str = "",
         **inputs: Source | None,
     ) -> Output:
         """Add a stage, called by the first word of its name; returns its output. Inputs that are None are left out.
@@ -57,8 +58,9 @@ class _Builder:
         Args:
             machine: what of the machine the result depends on (CPU or GPU).
             timing_cache: the cache that it takes and gives back.
+            gpu: the product that it runs on in a cluster, instead of the machine's.
         """
-        stage = self.stage(name, environment, params, machine=machine, timing_cache=timing_cache, **inputs)
+        stage = self.stage(name, environment, params, machine=machine, timing_cache=timing_cache, gpu=gpu, **inputs)
         self.stages.setdefault(name, stage)
         return Output(name)
 
@@ -70,6 +72,7 @@ class _Builder:
         *,
         machine: str = "",
         timing_cache: str = "",
+        gpu: str = "",
         **inputs: Source | None,
     ) -> PlannedStage:
         """A stage that is not added, with its key."""
@@ -83,7 +86,10 @@ class _Builder:
         determinants = {"stage": stage, "environment": version, "params": dict(params), "inputs": keys}
         if machine:
             determinants["machine"] = self.versions.get(machine, "")
-        return PlannedStage(name, stage, environment, dict(params), given, digest_json(determinants), timing_cache)
+        if gpu:
+            determinants["machine"] = gpu
+        key = digest_json(determinants)
+        return PlannedStage(name, stage, environment, dict(params), given, key, timing_cache, gpu)
 
     def key(self, output: Output) -> str:
         return self.stages[output.stage].key
@@ -94,7 +100,7 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
 
     Args:
         versions: for each environment, and for CPU and GPU, a text that changes whenever what depends on it may; and
-            the GPU driver's version.
+            the GPU driver's version (DRIVER; with a product after it, that product's in a cluster).
     """
     builder = _Builder(versions)
     frozen = None if inputs.model.format == "onnx" else _freeze(builder, inputs.model)
@@ -113,11 +119,7 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
     for target, suffix in zip(inputs.targets, _suffixes(inputs.targets), strict=True):
         backend = BACKENDS[target.backend]
         source, calibrate, sensitivity, layers, blame = model, None, None, None, None
-        cache = (
-            timing_cache_name(*(versions.get(name, "") for name in (backend.environment, GPU, DRIVER)))
-            if backend.timing_cache
-            else ""
-        )
+        cache = _timing_cache(versions, target) if backend.timing_cache else ""
         if backend.builds_from == "freeze":
             if frozen is None:
                 raise ValueError(f"{inputs.model.name} has no frozen graph for {backend.name}")
@@ -154,12 +156,12 @@ def make_plan(inputs: Inputs, versions: Mapping[str, str]) -> Plan:
             params |= _calibration_samples(inputs, inputs.calibration)
             shown = _calibration_dataset(builder, inputs, inputs.calibration, graph)
         built = builder.add(
-            f"build {suffix}", backend.environment, params, machine=machine, timing_cache=cache, model=source,
-            dataset=shown,
+            f"build {suffix}", backend.environment, params, machine=machine, timing_cache=cache, gpu=target.gpu_product,
+            model=source, dataset=shown,
         )  # fmt: skip
         verified = builder.add(
-            f"verify {suffix}", backend.environment, {**samples, **limits}, engine=built, reference=reference,
-            dataset=dataset,
+            f"verify {suffix}", backend.environment, {**samples, **limits}, gpu=target.gpu_product, engine=built,
+            reference=reference, dataset=dataset,
         )  # fmt: skip
         # Its bytes follow from the build alone: not from what it is measured on, nor from the limits that refuse it.
         key = engine_key({"build": builder.key(built)})
@@ -328,12 +330,20 @@ def _dataset(builder: _Builder, inputs: Inputs, data: Data, max_samples: int, gr
     return builder.add(name, QUANTIZING, params, model=graph, dataset=upload)
 
 
+def _timing_cache(versions: Mapping[str, str], target: Target) -> str:
+    """The name of the cache of what was measured where a target is built."""
+    environment, product = versions.get(BACKENDS[target.backend].environment, ""), target.gpu_product
+    if product:
+        return timing_cache_name(environment, canonical_json([product]), versions.get(f"{DRIVER} {product}", ""))
+    return timing_cache_name(environment, versions.get(GPU, ""), versions.get(DRIVER, ""))
+
+
 def _suffixes(targets: tuple[Target, ...]) -> list[str]:
     """What tells targets apart in the names of their stages: "onnxruntime int8", with a number from the second on."""
     seen: dict[str, int] = {}
     names = []
     for target in targets:
-        name = f"{target.backend} {target.precision.lower()}"
+        name = f"{target.backend} {target.precision.lower()}{target.gpu_product and f' {target.gpu_product}'}"
         seen[name] = seen.get(name, 0) + 1
         names.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
     return names

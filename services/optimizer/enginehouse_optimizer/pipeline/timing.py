@@ -35,10 +35,12 @@ def timing_cache_name(environment: str, gpus: str, driver: str) -> str:
         driver: the version of their driver, empty when unknown.
     """
     try:
-        packages, products = json.loads(environment)["packages"], json.loads(gpus)
-    except (ValueError, LookupError, TypeError):
+        known, products = json.loads(environment), json.loads(gpus)
+        packages, image = known.get("packages", {}), known.get("image", "")
+        versions = [f"{name} {version}" for name, version in sorted(packages.items()) if "tensorrt" in name]
+    except (ValueError, LookupError, TypeError, AttributeError):
         return ""
-    versions = [f"{name} {version}" for name, version in sorted(packages.items()) if "tensorrt" in name]
+    versions += [image] if image else []
     if not versions:
         return ""
     return ", ".join([" + ".join(products) or "unknown GPU", *([f"driver {driver}"] if driver else []), *versions])
@@ -73,6 +75,18 @@ class TimingCaches:
             return ""
         return cache.digest
 
+    def tree(self, project: str, name: str) -> Tree:
+        """The cache as a build's input; without a file where there is none."""
+        cache = self._index.get(project, name)
+        return Tree(()) if cache is None else Tree((TreeEntry(FILE, cache.digest, cache.size),))
+
+    def take(self, project: str, name: str, made: Tree, given: Tree) -> Tree:
+        """Keep the cache among the stored files that a build made; returns those less the cache."""
+        entry, before = made.find(FILE), given.find(FILE)
+        if entry is not None:
+            self._keep(project, name, TimingCache(entry.digest, entry.size), before.digest if before else "")
+        return made.without(FILE)
+
     async def take_back(self, project: str, name: str, output: Path, given: str) -> None:
         """Keep what a build left among its files, and take it out of there.
 
@@ -84,19 +98,20 @@ class TimingCaches:
         if not file.is_file():
             return
         try:
-            await self._keep(project, name, file, given)
+            size = file.stat().st_size
+            keep = size <= self._max_bytes
+            digest = await in_thread(self._blobs.of(project).put_file, file, move=True) if keep else ""
+            self._keep(project, name, TimingCache(digest, size), given)
         except (EnginehouseError, OSError) as error:
             _log.warning("a timing cache cannot be kept", cache=name, error=str(error))
         file.unlink(missing_ok=True)
 
-    async def _keep(self, project: str, name: str, file: Path, given: str) -> None:
-        size = file.stat().st_size
-        if size > self._max_bytes:
+    def _keep(self, project: str, name: str, cache: TimingCache, given: str) -> None:
+        if cache.size > self._max_bytes:
             if self._max_bytes:
-                _log.info("a timing cache is full: the next build begins it anew", cache=name, bytes=size)
+                _log.info("a timing cache is full: the next build begins it anew", cache=name, bytes=cache.size)
             self._index.forget(project, name)
             return
-        cache = TimingCache(await in_thread(self._blobs.of(project).put_file, file, move=True), size)
         now = self._index.get(project, name)
-        if now is None or now.digest == given or now.size <= size:
+        if now is None or now.digest == given or now.size <= cache.size:
             self._index.put(project, name, cache)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from enginehouse.artifacts import canonical_json
 from enginehouse.errors import FailedPreconditionError
@@ -49,8 +49,10 @@ print(json.dumps({
 class EnvironmentVersions:
     """The versions of the installed environments, and what of the machine matters beside them."""
 
-    def __init__(self, environments: WorkerEnvironments) -> None:
+    def __init__(self, environments: WorkerEnvironments, images: Mapping[str, str] | None = None) -> None:
+        """Args: `images` are those of environments that run elsewhere: an image stands for its version."""
         self.environments = environments
+        self._images = dict(images or {})
         self._known: dict[str, tuple[float, asyncio.Task[str]]] = {}
 
     async def of(self, names: Iterable[str]) -> dict[str, str]:
@@ -59,7 +61,13 @@ class EnvironmentVersions:
         Raises:
             FailedPreconditionError: one is not installed, or its interpreter has no working enginehouse_worker.
         """
-        versions = {name: await self._one(self.environments.environment(name)) for name in names}
+        versions = {}
+        for name in names:
+            image = self._images.get(name)
+            if image is not None:
+                versions[name] = canonical_json({"image": image})
+            else:
+                versions[name] = await self._one(self.environments.environment(name))
         return {**machine_facts(), **versions}
 
     async def _one(self, environment: WorkerEnvironment) -> str:
