@@ -100,6 +100,11 @@ class FakeKubernetes:
         self._threads.append(thread)
         thread.start()
 
+    def settled(self) -> None:
+        """Wait until what happens in the background has happened."""
+        for thread in self._threads[1:]:
+            thread.join(timeout=10)
+
     def kubeconfig(self, path: Path, token: str = ADMINISTRATOR, namespace: str = "enginehouse") -> Path:
         """Write a kubeconfig for this server."""
         path.write_text(

@@ -92,6 +92,7 @@ def test_a_played_job_is_seen_as_the_recorded_one(cluster: FakeKubernetes, recor
     body = json.loads(json.dumps(posted["request"]["body"]).replace(job, "another-name"))
     status, created, _ = call(cluster, "POST", path, body=body)
     assert status == posted["status"]
+    cluster.settled()
     names = {"another-name": job}
     assert same(created, names) == same(posted["body"], names)
     for exchange in exchanges(recording):
@@ -101,7 +102,7 @@ def test_a_played_job_is_seen_as_the_recorded_one(cluster: FakeKubernetes, recor
         if not any(event["type"] == "ADDED" for event in exchange["events"]):
             continue
         query = {key: value.replace(job, "another-name") for key, value in query.items()}
-        query |= {"resourceVersion": "1000", "timeoutSeconds": "0.25"}
+        query |= {"resourceVersion": "1000", "timeoutSeconds": "0.05"}
         status, events, _ = call(cluster, "GET", exchange["request"]["path"], query)
         assert status == 200
         shown = [(e["type"], same(e["object"].get("status"), names)) for e in events]
@@ -182,7 +183,7 @@ def test_logs_of_waiting_pods_answer_as_recorded(
     cluster.play(recording, job, pause=0.0)
     request = recorded[3]["request"]
     call(cluster, "POST", request["path"], body=json.loads(json.dumps(request["body"])))
-    time.sleep(0.3)
+    cluster.settled()
     status, body, _ = call(cluster, "GET", recorded[number]["request"]["path"])
     assert (status, body) == (recorded[number]["status"], recorded[number]["body"])
 

@@ -12,7 +12,7 @@ from enginehouse.errors import EnginehouseError, InvalidArgumentError, NotFoundE
 from enginehouse.kubernetes.api import KubernetesApi
 from enginehouse.workers.events import MAX_LINE_BYTES, ErrorEvent, Progress, parse_event
 
-_AGAIN_SECONDS = 0.5
+_AGAIN_SECONDS = 0.2
 # A log that the kubelet cannot give any more must not hold up what the pod's status says already.
 _LAST_SECONDS = 20.0
 

@@ -51,6 +51,8 @@ _LOG_END_LINES = 40
 _LOG_END_BYTES = 4096
 _GONE_SECONDS = 60.0
 _TRIES = 5
+# Limits of time are looked at so often, and the events of a Job without a pod every fifth time.
+_LOOK_SECONDS = 0.5
 
 _log = structlog.get_logger("kubernetes")
 
@@ -218,7 +220,7 @@ class KubernetesPlace:
                         told = state
                         _tell(state, watcher, log)
                     clock.check(state)
-                    await view.changed(1.0)
+                    await view.changed(_LOOK_SECONDS)
 
     async def _failure(
         self, view: JobView, failed: Failed, run: StageRun, log: StageLog, logs: _Logs

@@ -104,7 +104,9 @@ def observe(name: str, job: Object | None, pods: Iterable[Object]) -> State:
     if known and _disruption(known[-1]):
         return Waiting(STARTING, f"its pod was taken away ({_disruption(known[-1])}): another one takes its place")
     if known and known[-1].get("status", {}).get("phase") in ("Succeeded", "Failed"):
-        return Running(known[-1]["metadata"]["name"])  # the Job's own verdict follows
+        # The Job's own verdict follows.
+        name_of_pod = str(known[-1]["metadata"]["name"])
+        return Running(name_of_pod) if started(known[-1:]) else Waiting(STARTING, f"its pod {name_of_pod} has ended")
     return Waiting(STARTING, f"the Job {name} waits for its pod")
 
 
