@@ -161,8 +161,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if query.get("dryRun") == "All":
             return self._json(201, job)
         created = store.create("jobs", job)
-        self._json(201, created)
         cluster.background(lambda: cluster.on_job(created))
+        self._json(201, created)
 
     def _delete(self, kind: Kind, namespace: str, name: str, body: Any, query: dict[str, str]) -> None:
         cluster = self.cluster
