@@ -25,6 +25,8 @@ NO_CLUSTER = (
     "(ENGINEHOUSE_TELEMETRY), or ask for the node with snapshot() and stream()"
 )
 
+GONE = "it is not there any more since the connection was made again"
+
 
 class AsyncTelemetry:
     """The telemetry of a node, or of a cluster where the address is an aggregator's.
@@ -158,7 +160,8 @@ class AsyncTelemetry:
         """The nodes of a cluster that have news, a few at a time: first all of them, then each with a newer sample or
         another state.
 
-        A connection that breaks is made again, and all nodes come again. For the arguments see `cluster`.
+        A connection that breaks is made again, and all nodes come again; those that are gone come as "removed". For
+        the arguments see `cluster`.
 
         Args:
             interval: seconds between a node's samples, 0.1 to 60.
@@ -175,12 +178,21 @@ class AsyncTelemetry:
             interval=duration(interval),
         )
         begun, tries = False, 0
+        known: set[str] = set()
         while True:
             stub = self._endpoint.stub(telemetry_cluster_pb2_grpc.ClusterTelemetryStub)
+            unseen = set(known)
             try:
                 async for response in self._endpoint.stream(stub.StreamCluster, request):
                     begun, tries = True, 0
-                    yield tuple(ClusterNode.from_proto(node) for node in response.nodes)
+                    news = [ClusterNode.from_proto(node) for node in response.nodes]
+                    unseen.difference_update(node.name for node in news)
+                    if response.initial_complete:
+                        news += [ClusterNode(name, "removed", GONE) for name in sorted(unseen)]
+                        unseen.clear()
+                    for node in news:
+                        (known.discard if node.state == "removed" else known.add)(node.name)
+                    yield tuple(news)
                 return
             except UnimplementedError:
                 raise UnimplementedError(NO_CLUSTER) from None
