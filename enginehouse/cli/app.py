@@ -9,6 +9,7 @@ import typer
 
 from enginehouse.cli import context
 from enginehouse.cli.commands import (
+    auth,
     bench,
     calibration,
     datasets,
@@ -49,6 +50,18 @@ def main(
     telemetry_address: Annotated[
         str | None, typer.Option("--telemetry", help="Telemetry's host:port (ENGINEHOUSE_TELEMETRY).")
     ] = None,
+    kubernetes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMESPACE", help="Enginehouse in that namespace of a cluster (ENGINEHOUSE_CLIENT_NAMESPACE)."
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File of the token to call with (ENGINEHOUSE_CLIENT_TOKEN_FILE).")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the services' CA, for TLS (ENGINEHOUSE_CLIENT_CA).")
+    ] = None,
 ) -> None:
     """Addresses come from these options, then the environment, then the stack that `up` started, then the defaults."""
     context.current.debug = debug
@@ -57,6 +70,9 @@ def main(
     context.current.optimizer = optimizer
     context.current.inference = inference
     context.current.telemetry = telemetry_address
+    context.current.client_namespace = kubernetes
+    context.current.client_token_file = token_file
+    context.current.client_ca = ca
 
 
 stack.add_to(app)
@@ -73,3 +89,4 @@ infer.add_to(app)
 app.add_typer(bench.app, name="bench")
 bench.add_to(app)
 telemetry.add_to(app)
+app.add_typer(auth.app, name="auth")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from enginehouse.client import AsyncClient, Client
@@ -22,6 +22,9 @@ class Globals:
     optimizer: str | None = None
     inference: str | None = None
     telemetry: str | None = None
+    client_namespace: str | None = None
+    client_token_file: Path | None = None
+    client_ca: Path | None = None
 
 
 current = Globals()
@@ -40,10 +43,12 @@ def home() -> Path:
 def variables() -> dict[str, str]:
     """The environment with the global options over it."""
     found = {**os.environ, "ENGINEHOUSE_HOME": str(home())}
-    for name in ("project", "optimizer", "inference", "telemetry"):
-        value = getattr(current, name)
-        if value is not None:
-            found[f"ENGINEHOUSE_{name.upper()}"] = value
+    for option in fields(Globals):
+        value = getattr(current, option.name)
+        if value is not None and option.name not in ("debug", "home"):
+            found[f"ENGINEHOUSE_{option.name.upper()}"] = str(value)
+    if current.client_token_file is not None:
+        found.pop("ENGINEHOUSE_CLIENT_TOKEN", None)
     return found
 
 

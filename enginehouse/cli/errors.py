@@ -14,7 +14,9 @@ from enginehouse.errors import (
     InvalidArgumentError,
     NotFoundError,
     OutOfRangeError,
+    PermissionDeniedError,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -41,6 +43,8 @@ _HINTS: Mapping[type[EnginehouseError], str] = {
     ),
     ResourceExhaustedError: "the server is busy: try again in a while",
     DeadlineExceededError: "`enginehouse status` says how the services are",
+    UnauthenticatedError: "--token-file or ENGINEHOUSE_CLIENT_TOKEN_FILE says which token to send",
+    PermissionDeniedError: "whoever runs the services gives roles (docs/security.md)",
     AbortedError: "somebody else changed it meanwhile: try again",
     InternalError: "`enginehouse status` names the services' logs",
 }

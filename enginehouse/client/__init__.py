@@ -10,5 +10,6 @@ from enginehouse.client.sync import Client
 from enginehouse.client.sync_resources import Job
 from enginehouse.client.values import *  # noqa: F403 - the values' own __all__
 from enginehouse.client.values import __all__ as _values
+from enginehouse.rpc.channels import Token
 
-__all__ = ["TLS", "AsyncClient", "AsyncJob", "Balancing", "Client", "Hedging", "Job", "Retry", *_values]
+__all__ = ["TLS", "AsyncClient", "AsyncJob", "Balancing", "Client", "Hedging", "Job", "Retry", "Token", *_values]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from enginehouse.client.connection import TLS
 from enginehouse.local.state import home_of, read_state
 from enginehouse.names import DEFAULT_PROJECT
+from enginehouse.rpc.channels import TLS, Credentials, credentials_from
 
 OPTIMIZER = "127.0.0.1:8010"
 INFERENCE = "127.0.0.1:8001"
@@ -31,7 +30,12 @@ class ClientSettings:
 
     addresses: Addresses
     project: str
-    tls: TLS | None
+    credentials: Credentials
+    namespace: str = ""
+
+    @property
+    def tls(self) -> TLS | None:
+        return self.credentials.tls
 
 
 def from_environment(variables: Mapping[str, str] | None = None) -> ClientSettings:
@@ -44,13 +48,9 @@ def from_environment(variables: Mapping[str, str] | None = None) -> ClientSettin
         inference=variables.get("ENGINEHOUSE_INFERENCE") or local.get("inference", INFERENCE),
         telemetry=variables.get("ENGINEHOUSE_TELEMETRY") or local.get("telemetry", TELEMETRY),
     )
-    return ClientSettings(addresses, variables.get("ENGINEHOUSE_PROJECT") or DEFAULT_PROJECT, _tls(variables))
-
-
-def _tls(variables: Mapping[str, str]) -> TLS | None:
-    def path(name: str) -> Path | None:
-        value = variables.get(f"ENGINEHOUSE_CLIENT_{name}")
-        return Path(value) if value else None
-
-    found = TLS(path("CA"), path("CERTIFICATE"), path("KEY"))
-    return None if found == TLS() else found
+    return ClientSettings(
+        addresses,
+        variables.get("ENGINEHOUSE_PROJECT") or DEFAULT_PROJECT,
+        credentials_from(variables),
+        variables.get("ENGINEHOUSE_CLIENT_NAMESPACE", ""),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from enginehouse.client.balancing.discovery import split_addresses
 from enginehouse.client.balancing.policy import Balancing
 from enginehouse.client.blobs import AsyncBlobs
 from enginehouse.client.calibrations import AsyncCalibrations
+from enginehouse.client.cluster import NAMESPACE, Cluster, cluster_credentials, find_cluster, named
 from enginehouse.client.connection import TLS, Endpoint
 from enginehouse.client.datasets import AsyncDatasets
 from enginehouse.client.engines import AsyncEngines
@@ -58,6 +60,7 @@ class AsyncClient(ProjectCalls, InferenceCalls):
         token_file: Path | None = None,
         balancing: Balancing | None = None,
     ) -> None:
+        self._cluster: Cluster | None = None
         parent = f"projects/{check_id(project, 'project')}"
         self.project = project
         servers = split_addresses(inference)
@@ -65,9 +68,7 @@ class AsyncClient(ProjectCalls, InferenceCalls):
         bearer = token_of(token, token_file)
         self._optimizer = Endpoint(optimizer, timeout=timeout, tls=tls, token=bearer)
         self._telemetry = Endpoint(telemetry, timeout=timeout, tls=tls, token=bearer)
-        self._infer = AsyncInference(
-            servers, timeout=timeout, tls=tls, policy=balancing or Balancing(), token=bearer
-        )
+        self._infer = AsyncInference(servers, timeout=timeout, tls=tls, policy=balancing or Balancing(), token=bearer)
         self.blobs = blobs = AsyncBlobs(self._optimizer, parent)
         self.models = AsyncModels(self._optimizer, blobs, parent)
         self.datasets = AsyncDatasets(self._optimizer, blobs, parent)
@@ -91,12 +92,17 @@ class AsyncClient(ProjectCalls, InferenceCalls):
         ENGINEHOUSE_OPTIMIZER, ENGINEHOUSE_INFERENCE and ENGINEHOUSE_TELEMETRY are addresses (of inference servers
         several, with commas), ENGINEHOUSE_PROJECT the project, ENGINEHOUSE_CLIENT_CA, _CERTIFICATE and _KEY PEM files,
         ENGINEHOUSE_CLIENT_TOKEN or _TOKEN_FILE the token (docs/security.md has more).
+        With ENGINEHOUSE_CLIENT_NAMESPACE it is the Enginehouse of that namespace, as `from_kubernetes` finds it.
         What they do not say comes from the stack that `enginehouse up` started in ENGINEHOUSE_HOME (or `.enginehouse`
         here), then from the defaults.
         """
         from enginehouse.client.addresses import from_environment
 
         found = from_environment(variables)
+        if found.namespace:
+            return cls._of_cluster(
+                find_cluster(found.namespace), found.project, timeout, found.tls, found.credentials.token, balancing
+            )
         return cls(
             found.addresses.optimizer,
             found.addresses.inference,
@@ -107,6 +113,75 @@ class AsyncClient(ProjectCalls, InferenceCalls):
             token=found.credentials.token,
             balancing=balancing,
         )
+
+    @classmethod
+    async def from_kubernetes(
+        cls,
+        namespace: str = NAMESPACE,
+        *,
+        project: str = DEFAULT_PROJECT,
+        timeout: float = 30.0,
+        tls: TLS | None = None,
+        token: str | Token | None = None,
+        token_file: Path | None = None,
+        balancing: Balancing | None = None,
+        release: str = "enginehouse",
+        context: str = "",
+    ) -> AsyncClient:
+        """A client of the Enginehouse in a namespace of a Kubernetes cluster.
+
+        In a pod it calls the services by their names. Elsewhere it goes through `kubectl port-forward`, one for each
+        service, which end when the client is closed.
+
+        Args:
+            namespace: of the services.
+            tls: when None, what ENGINEHOUSE_CLIENT_CA and its like say, else a CA at
+                /var/run/secrets/enginehouse/ca.crt, else plain text.
+            token, token_file: when None, what ENGINEHOUSE_CLIENT_TOKEN_FILE says, else
+                /var/run/secrets/enginehouse/token, else none.
+            release: what the services' names begin with.
+            context: of the kubeconfig; the current one when empty.
+
+        Raises:
+            FailedPreconditionError: there is no kubectl, or it knows no cluster.
+            NotFoundError: there is no Enginehouse in the namespace.
+            UnavailableError: the cluster does not answer.
+        """
+        cluster = await asyncio.to_thread(find_cluster, namespace, release=release, context=context)
+        return cls._of_cluster(cluster, project, timeout, tls, token_of(token, token_file), balancing)
+
+    @classmethod
+    def _of_cluster(
+        cls,
+        cluster: Cluster,
+        project: str,
+        timeout: float,
+        tls: TLS | None,
+        token: Token | None,
+        balancing: Balancing | None,
+    ) -> AsyncClient:
+        try:
+            found = cluster_credentials(tls, token)
+            where = cluster.addresses
+            client = cls(
+                where.optimizer,
+                where.inference,
+                where.telemetry,
+                project=project,
+                timeout=timeout,
+                tls=found.tls,
+                token=found.token,
+                balancing=balancing,
+            )
+        except BaseException:
+            cluster.close()
+            raise
+        client._cluster = cluster
+        if cluster.names is not None:
+            client._optimizer.tls = named(found.tls, cluster.names.optimizer)
+            client._telemetry.tls = named(found.tls, cluster.names.telemetry)
+            client._infer.expect_name(cluster.names.inference)
+        return client
 
     async def ready(self, timeout: float = 5.0) -> dict[str, bool]:
         """Whether each service answers within `timeout` seconds and says that it can work, by name."""
@@ -127,6 +202,13 @@ class AsyncClient(ProjectCalls, InferenceCalls):
         await self._infer.close()
         for endpoint in (self._optimizer, self._telemetry):
             await endpoint.close()
+        if self._cluster is not None:
+            await asyncio.to_thread(self.leave_cluster)
+
+    def leave_cluster(self) -> None:
+        """End the port-forwards of `from_kubernetes`."""
+        if self._cluster is not None:
+            self._cluster.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -6,17 +6,21 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError
+from enginehouse.rpc.channels import TLS, Token, open_channel
 from enginehouse.rpc.status import from_rpc_error
 
+__all__ = ["CLOSED", "TLS", "Endpoint", "Outgoing", "backoff"]
+
 CLOSED = "this client is closed: make another one"
+
+# Between looks at the files of certificates.
+LOOK_SECONDS = 1.0
 
 _S = TypeVar("_S")
 _R = TypeVar("_R")
@@ -63,42 +67,6 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class TLS:
-    """How to speak TLS to the services.
-
-    Attributes:
-        ca: PEM file of the CAs to trust; the system's when None.
-        certificate: PEM file of our certificate, for mutual TLS. Goes with `key`.
-        key: PEM file of our private key.
-        server_name: the name to expect in the servers' certificates, where it is not the address's.
-    """
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    server_name: str = ""
-
-    def __post_init__(self) -> None:
-        if (self.certificate is None) != (self.key is None):
-            raise InvalidArgumentError("TLS: certificate and key go together: give both or neither")
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files.
-
-        Raises:
-            InvalidArgumentError: one cannot be read.
-        """
-        try:
-            return grpc.ssl_channel_credentials(
-                root_certificates=self.ca.read_bytes() if self.ca else None,
-                private_key=self.key.read_bytes() if self.key else None,
-                certificate_chain=self.certificate.read_bytes() if self.certificate else None,
-            )
-        except OSError as error:
-            raise InvalidArgumentError(f"TLS: cannot read {error.filename}: {error.strerror}") from None
-
-
 class Outgoing(AsyncIterator[_R]):
     """Messages to send on a stream. It keeps the error of their source, which gRPC turns into a bare cancellation."""
 
@@ -121,15 +89,29 @@ class Endpoint:
 
     Args:
         timeout: seconds that a call may take.
-        tls: how to speak TLS; plain text when None.
+        tls: how to speak TLS; plain text when None. Once its files are replaced, calls go over a new connection.
+        token: goes with every call.
         own_connection: share no connection with another channel to the same address, as gRPC does otherwise.
     """
 
-    def __init__(self, address: str, *, timeout: float, tls: TLS | None, own_connection: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float,
+        tls: TLS | None,
+        token: Token | None = None,
+        own_connection: bool = False,
+    ) -> None:
         self.address = address
         self._own_connection = own_connection
         self.timeout = timeout
         self.tls = tls
+        self._token = token
+        self._stamps = tls.stamps() if tls is not None else ()
+        self._looked = 0.0
+        # Of certificates that were replaced: their streams go on.
+        self._old: list[grpc.aio.Channel] = []
         self._channel: grpc.aio.Channel | None = None
         self._owner: tuple[int, int] | None = None
         self._stubs: dict[Any, Any] = {}
@@ -143,11 +125,15 @@ class Endpoint:
         """
         if self._closed:
             raise FailedPreconditionError(CLOSED)
-        owner = (os.getpid(), id(asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        owner = (os.getpid(), id(loop))
         if self._channel is None or self._owner != owner:
             self._stubs = {}
             self._owner = owner
             self._channel = self._connect()
+        elif self._stamps and loop.time() - self._looked >= LOOK_SECONDS:
+            self._looked = loop.time()
+            self._renew(self._channel)
         return self._channel
 
     def stub(self, kind: Callable[[grpc.aio.Channel], _S]) -> _S:
@@ -216,16 +202,26 @@ class Endpoint:
     async def suspend(self) -> None:
         """Close the channel until it is next used."""
         channel, self._channel, self._stubs = self._channel, None, {}
+        old, self._old = self._old, []
         if channel is not None and self._owner == (os.getpid(), id(asyncio.get_running_loop())):
-            await channel.close()
+            for one in (*old, channel):
+                await one.close()
 
     def _connect(self) -> grpc.aio.Channel:
+        self._stamps = self.tls.stamps() if self.tls is not None else ()
         options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", int(self._own_connection))]
-        if self.tls is None:
-            return grpc.aio.insecure_channel(self.address, options=options)
-        if self.tls.server_name:
-            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
-        return grpc.aio.secure_channel(self.address, self.tls.credentials(), options=options)
+        return open_channel(self.address, tls=self.tls, token=self._token, options=options)
+
+    def _renew(self, channel: grpc.aio.Channel) -> None:
+        """Take a new channel where the certificates were replaced by others that can be used."""
+        if self.tls is None or self.tls.stamps() == self._stamps:
+            return
+        try:
+            self._channel = self._connect()
+        except InvalidArgumentError:
+            return  # half replaced: the next change is looked at again
+        self._stubs = {}
+        self._old = [*self._old[-1:], channel]
 
 
 async def backoff(attempt: int) -> None:

@@ -16,6 +16,7 @@ from enginehouse.client.balancing.failures import Failure, Kind, kind_of
 from enginehouse.client.balancing.policy import Balancing
 from enginehouse.client.balancing.pool import Pool
 from enginehouse.client.balancing.servers import Server
+from enginehouse.client.cluster import named
 from enginehouse.client.connection import TLS
 from enginehouse.client.device_memory import Placed
 from enginehouse.client.fitting import Inputs, Wanted, fit_inputs, fit_targets, result_of
@@ -24,6 +25,7 @@ from enginehouse.client.inference_requests import Fitted, ModelKey, key_of, requ
 from enginehouse.client.inference_stream import Stream
 from enginehouse.client.values import InferResult, ModelIndex, ModelSignature, TensorSpec
 from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from enginehouse.rpc.channels import Token
 
 PROBE_SECONDS = 2.0
 # What is asked of every server waits no longer than this for one that does not answer, where there are several.
@@ -38,10 +40,22 @@ class AsyncInference:
         timeout: seconds that a call may take.
     """
 
-    def __init__(self, addresses: Sequence[str], *, timeout: float, tls: TLS | None, policy: Balancing) -> None:
-        self._pool = Pool(Discovery(addresses), policy, timeout=timeout, tls=tls, probe=probe)
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        timeout: float,
+        tls: TLS | None,
+        policy: Balancing,
+        token: Token | None = None,
+    ) -> None:
+        self._pool = Pool(Discovery(addresses), policy, timeout=timeout, tls=tls, probe=probe, token=token)
         self._balancer = Balancer(self._pool, policy)
         self._signatures: dict[ModelKey, ModelSignature] = {}
+
+    def expect_name(self, name: str) -> None:
+        """What the servers' certificates are for, where their addresses do not say it. Before the first call."""
+        self._pool.tls = named(self._pool.tls, name)
 
     async def suspend(self) -> None:
         """Close the channels until they are next used."""

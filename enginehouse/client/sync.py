@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +11,7 @@ from enginehouse.client.addresses import INFERENCE, OPTIMIZER, TELEMETRY, Addres
 from enginehouse.client.aio import AsyncClient
 from enginehouse.client.balancing.policy import Balancing
 from enginehouse.client.calibrations import Calibrations
+from enginehouse.client.cluster import NAMESPACE, find_cluster
 from enginehouse.client.connection import TLS
 from enginehouse.client.fitting import Inputs
 from enginehouse.client.portal import Portal
@@ -29,6 +31,7 @@ from enginehouse.client.values import (
     VerificationSpec,
 )
 from enginehouse.names import DEFAULT_PROJECT
+from enginehouse.rpc.channels import Token, token_of
 
 
 class Client:
@@ -46,6 +49,8 @@ class Client:
         project: the project that ids belong to.
         timeout: seconds that a single call may take (uploads, downloads and streams may take longer).
         tls: how to speak TLS; plain text when None.
+        token: goes with every call: a text, or a `Token` that says more.
+        token_file: the same in a file, which is read again as it changes (a Kubernetes service account's).
         balancing: how requests are spread over inference servers and sent again; the defaults when None.
     """
 
@@ -58,10 +63,20 @@ class Client:
         project: str = DEFAULT_PROJECT,
         timeout: float = 30.0,
         tls: TLS | None = None,
+        token: str | Token | None = None,
+        token_file: Path | None = None,
         balancing: Balancing | None = None,
     ) -> None:
         inner = AsyncClient(
-            optimizer, inference, telemetry, project=project, timeout=timeout, tls=tls, balancing=balancing
+            optimizer,
+            inference,
+            telemetry,
+            project=project,
+            timeout=timeout,
+            tls=tls,
+            token=token,
+            token_file=token_file,
+            balancing=balancing,
         )
         self._adopt(inner)
 
@@ -76,6 +91,29 @@ class Client:
         """A client of what the environment and the local stack name, as `AsyncClient.from_environment` says."""
         client = cls.__new__(cls)
         client._adopt(AsyncClient.from_environment(variables, timeout=timeout, balancing=balancing))
+        return client
+
+    @classmethod
+    def from_kubernetes(
+        cls,
+        namespace: str = NAMESPACE,
+        *,
+        project: str = DEFAULT_PROJECT,
+        timeout: float = 30.0,
+        tls: TLS | None = None,
+        token: str | Token | None = None,
+        token_file: Path | None = None,
+        balancing: Balancing | None = None,
+        release: str = "enginehouse",
+        context: str = "",
+    ) -> Client:
+        """A client of the Enginehouse in a namespace of a Kubernetes cluster: by the services' names in a pod, through
+        `kubectl port-forward` elsewhere. `AsyncClient.from_kubernetes` says what each argument means.
+        """
+        bearer = token_of(token, token_file)
+        cluster = find_cluster(namespace, release=release, context=context)
+        client = cls.__new__(cls)
+        client._adopt(AsyncClient._of_cluster(cluster, project, timeout, tls, bearer, balancing))
         return client
 
     def _adopt(self, inner: AsyncClient) -> None:
@@ -237,6 +275,7 @@ class Client:
         if self._portal.started:
             self._portal.run(self._inner.close())
         self._portal.close()
+        self._inner.leave_cluster()
 
     def __enter__(self) -> Client:
         return self

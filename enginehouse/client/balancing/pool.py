@@ -14,6 +14,7 @@ from enginehouse.client.balancing.policy import Balancing
 from enginehouse.client.balancing.servers import Server
 from enginehouse.client.connection import CLOSED, TLS, Endpoint
 from enginehouse.errors import DeadlineExceededError, FailedPreconditionError
+from enginehouse.rpc.channels import Token
 
 # Between questions to a server that is down.
 FIRST_PROBE_SECONDS = 0.1
@@ -33,6 +34,7 @@ class Pool:
     Args:
         timeout: seconds that a call may take.
         probe: asks a server that was down.
+        token: goes with every call.
     """
 
     def __init__(
@@ -43,13 +45,15 @@ class Pool:
         timeout: float,
         tls: TLS | None,
         probe: Probe,
+        token: Token | None = None,
         dice: random.Random | None = None,
     ) -> None:
         self.timeout = timeout
         self.dice = dice or random.Random()
         self._policy = policy
         self._discovery = discovery
-        self._tls = tls
+        self.tls = tls
+        self._token = token
         self._probe = probe
         self._servers: dict[tuple[Target, int], Server] = {}
         self._retired: set[Server] = set()
@@ -167,10 +171,10 @@ class Pool:
                 self._retire(server)
 
     def _connect(self, target: Target, now: float) -> Server:
-        tls = self._tls
+        tls = self.tls
         if tls is not None and target.name and not tls.server_name:
             tls = dataclasses.replace(tls, server_name=target.name)
-        endpoint = Endpoint(target.address, timeout=self.timeout, tls=tls, own_connection=True)
+        endpoint = Endpoint(target.address, timeout=self.timeout, tls=tls, token=self._token, own_connection=True)
         # So that not all connections are replaced at once.
         return Server(endpoint, born=now - self.dice.uniform(0, 0.1) * self._policy.max_connection_age)
 

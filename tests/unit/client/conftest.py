@@ -1,4 +1,4 @@
-"""Servers and clients for the tests here; makes `client_servers` importable."""
+"""Servers and clients for the tests here; makes `client_servers`, and what tests of `rpc` use, importable."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from enginehouse import AsyncClient, Client
 from enginehouse.client.portal import Portal
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1] / "rpc"))
 
 from client_servers import Servers
 

@@ -35,7 +35,7 @@ PAIRS = [
     (calibrations.AsyncCalibrations, calibrations.Calibrations),
 ]
 # `load`, `unload` and `start` of these are the clients' own methods.
-INTERNAL = {AsyncClient: {"suspend"}, aio.AsyncServing: {"load", "unload"}, aio.AsyncJobs: {"start"}}
+INTERNAL = {AsyncClient: {"suspend", "leave_cluster"}, aio.AsyncServing: {"load", "unload"}, aio.AsyncJobs: {"start"}}
 
 
 def _methods(kind: type) -> dict[str, inspect.Signature]:
