@@ -143,19 +143,23 @@ def open_channel(
         InvalidArgumentError: a TLS file cannot be used; or the token would go to another machine in plain text.
     """
     given = [RESOLVE_OPTION, *options]
+    _check_plaintext(address, tls, token)
     if tls is None:
-        if token is not None and not (token.allow_plaintext or is_loopback(address)):
-            raise InvalidArgumentError(
-                f"the token would go to {address} in plain text, for everybody on the way to read: give tls "
-                "(ENGINEHOUSE_CLIENT_CA), or, where a mesh or the network encrypts, Token(..., allow_plaintext=True) "
-                "(ENGINEHOUSE_CLIENT_ALLOW_PLAINTEXT=true)"
-            )
         channel = grpc.aio.insecure_channel(address, options=given)
     else:
         if tls.server_name:
             given.append(("grpc.ssl_target_name_override", tls.server_name))
         channel = grpc.aio.secure_channel(address, tls.credentials(), options=given)
     return channel if token is None else cast(grpc.aio.Channel, _WithToken(channel, token))
+
+
+def _check_plaintext(address: str, tls: TLS | None, token: Token | None) -> None:
+    if tls is None and token is not None and not (token.allow_plaintext or is_loopback(address)):
+        raise InvalidArgumentError(
+            f"the token would go to {address} in plain text, for everybody on the way to read: give tls "
+            "(ENGINEHOUSE_CLIENT_CA), or, where a mesh or the network encrypts, Token(..., allow_plaintext=True) "
+            "(ENGINEHOUSE_CLIENT_ALLOW_PLAINTEXT=true)"
+        )
 
 
 def is_loopback(address: str) -> bool:
@@ -222,6 +226,16 @@ class Credentials:
 
     tls: TLS | None = None
     token: Token | None = field(default=None)
+
+    def check(self, address: str) -> None:
+        """Find out at the start what every call would fail with.
+
+        Raises:
+            InvalidArgumentError: a TLS file cannot be used; or the token would go to another machine in plain text.
+        """
+        if self.tls is not None:
+            self.tls.credentials()
+        _check_plaintext(address, self.tls, self.token)
 
     def open(self, address: str, options: Options = ()) -> grpc.aio.Channel:
         """A channel, as `open_channel` makes it."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from enginehouse.rpc.channels import TLS, Credentials, Token, is_loopback
 
 
 class ServerSettings(BaseSettings):
@@ -130,11 +131,19 @@ class ServerSettings(BaseSettings):
         return self
 
     @property
+    def client_credentials(self) -> Credentials:
+        """How this service calls others.
+
+        Raises:
+            InvalidArgumentError: the files do not go together.
+        """
+        files = TLS(self.client_ca, self.client_certificate, self.client_key)
+        tls = files if self.client_tls or files != TLS() else None
+        file = self.client_token_file
+        token = Token(file=file, allow_plaintext=self.client_allow_plaintext) if file else None
+        return Credentials(tls, token)
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(f"{self.host}:{self.port}")

@@ -134,7 +134,9 @@ class InferenceApp:
         target = self._settings.optimizer
         if not target:
             return None
-        return lambda: grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        credentials = self._settings.client_credentials
+        credentials.check(target)
+        return lambda: credentials.open(target, _CHANNEL_OPTIONS)
 
     def _readiness_changed(self, name: str) -> None:
         """Tell health checkers that ask for a model by its name."""
