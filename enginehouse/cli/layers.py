@@ -8,6 +8,8 @@ from typing import Any
 
 from enginehouse.cli.output import cell, print_table, say
 
+NAME_WIDTH = 72  # `--json` has names in full
+
 
 class Order(str, Enum):
     """How layers are sorted: the slowest first, or as the engine runs them."""
@@ -73,8 +75,21 @@ def time_rows(
 
 
 def _cells(row: tuple[object, object, object, float | None, float | None]) -> tuple[object, ...]:
-    *what, time, share = row
-    return (*what, None if time is None else f"{time:.4f}", None if share is None else f"{share:.1%}")
+    name, *what, time, share = row
+    return (
+        shortened(str(name or "")),
+        *what,
+        None if time is None else f"{time:.4f}",
+        None if share is None else f"{share:.1%}",
+    )
+
+
+def shortened(name: str, width: int = NAME_WIDTH) -> str:
+    """A name of at most `width` characters, its middle left out: a fused layer's lists all that it was made of."""
+    if len(name) <= width:
+        return name
+    half = (width - 3) // 2
+    return f"{name[: width - 3 - half]}...{name[len(name) - half :]}"
 
 
 def _number(value: object) -> float | None:

@@ -142,7 +142,7 @@ def test_a_second_loss_is_recovered_too(machine: Machine, services: Services, sm
         async def ask() -> None:
             for _ in range(50):
                 try:
-                    await asyncio.to_thread(client.infer, "quick", small.images[:1])
+                    await asyncio.to_thread(client.infer, "quick", small.images[:1], timeout=20)
                 except EnginehouseError:
                     return
                 await asyncio.sleep(0.1)

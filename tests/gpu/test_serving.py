@@ -227,6 +227,7 @@ def test_layers_are_shown_with_their_times(gpu: Machine, served: Served, notes: 
         "inspector"
     ]
     assert sum(layer.get("milliseconds", 0) for layer in inspector["layers"]) > 0
+    assert {"INT8", "FP32"} <= {layer.get("precision") for layer in inspector["layers"]}
 
 
 def test_the_command_line_reads_the_engine(machine: Machine, served: Served) -> None:

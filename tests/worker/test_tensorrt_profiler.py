@@ -117,8 +117,21 @@ class Engine:
         return Context(self)
 
     def create_engine_inspector(self) -> Any:
-        information = json.dumps({"Layers": [{"Name": name} for name in self.layers]})
-        return SimpleNamespace(get_engine_information=lambda form: information)
+        return Inspector(self.layers)
+
+
+class Inspector:
+    """As TensorRT 8.6's, which knows the types of a dynamic engine's tensors only by a context with shapes."""
+
+    def __init__(self, layers: tuple[str, ...]) -> None:
+        self.layers = layers
+        self.execution_context: Context | None = None
+
+    def get_engine_information(self, form: str) -> str:
+        known = self.execution_context is not None and self.execution_context.shape[0] > 0
+        form = "Row major Int8 format" if known else "N/A due to dynamic shapes"
+        outputs = [{"Name": "y", "Format/Datatype": form}]
+        return json.dumps({"Layers": [{"Name": name, "Outputs": outputs} for name in self.layers]})
 
 
 class IProfiler:
@@ -149,10 +162,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
 
 def test_the_mean_of_the_runs_without_the_first_ones(device: Cuda) -> None:
     engine = Engine()
-    times = layer_times(library(), engine, batch=3, runs=4)
+    shaped, times = layer_times(library(), engine, batch=3, runs=4)
     # Three batches of warming up: the four that count are the fourth to the seventh.
     assert times == {"conv": 1 + (4 + 5 + 6 + 7) / 4, "copy": 0.75}
     assert engine.ran == [(0, (3, 4))] * 7
+    assert shaped is not None and [layer["precision"] for layer in shaped["layers"]] == ["INT8"] * 3
 
 
 def test_a_batch_is_timed_in_its_profile(device: Cuda) -> None:

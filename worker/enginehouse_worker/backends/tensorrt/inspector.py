@@ -51,10 +51,16 @@ def open_plan(library: Library, directory: Path, description: Mapping[str, Any])
     return runtime, engine
 
 
-def inspect(library: Library, engine: Any) -> dict[str, Any] | None:
-    """The layers of an engine; None where TensorRT does not say what they are."""
+def inspect(library: Library, engine: Any, context: Any = None) -> dict[str, Any] | None:
+    """The layers of an engine; None where TensorRT does not say what they are.
+
+    Args:
+        context: an execution context whose shapes are set: with it the types of layers of dynamic shapes are known.
+    """
     try:
         inspector = engine.create_engine_inspector()
+        if context is not None:
+            inspector.execution_context = context
         return layers(parse(inspector.get_engine_information(library.trt.LayerInformationFormat.JSON)))
     except (TypeError, ValueError) as error:
         print(f"the inspector's answer is not what it was: {error}", file=sys.stderr)

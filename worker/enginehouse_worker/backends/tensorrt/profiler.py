@@ -55,12 +55,12 @@ def describe_layers(
     size = wanted if description["batched"] else None
     try:
         profile = 0 if batch is None else profile_for(wanted, profiles)
-        times = layer_times(library, engine, batch=size, profile=profile, runs=runs)
+        shaped, times = layer_times(library, engine, batch=size, profile=profile, runs=runs)
     except Exception as error:  # whatever it is, the engine is good without it
         print(f"the layers were not timed: {error}", file=sys.stderr)
         library.messages.take_errors()
         return found
-    return {"layers": with_times(found["layers"], times), "batch": wanted, "runs": runs}
+    return {"layers": with_times((shaped or found)["layers"], times), "batch": wanted, "runs": runs}
 
 
 def with_times(layers: list[dict[str, Any]], times: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -78,11 +78,11 @@ def with_times(layers: list[dict[str, Any]], times: Mapping[str, float]) -> list
 
 def layer_times(
     library: Library, engine: Any, *, batch: int | None, profile: int = 0, runs: int = RUNS
-) -> dict[str, float]:
-    """Milliseconds of each layer by name, the mean of `runs` batches on a context of its own.
+) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    """The inspector's layers with their types, and milliseconds of each by name: the mean of `runs` batches.
 
     Layers run one after the other while the profiler watches, each between two events: their sum is more than a batch
-    takes. Needs the device of the plan, made current in this thread.
+    takes. They run on a context of their own. Needs the device of the plan, made current in this thread.
 
     Args:
         engine: TensorRT's, whose inputs get random values in device memory and the profile's usual shapes.
@@ -103,6 +103,8 @@ def layer_times(
         if profile and not context.set_optimization_profile_async(profile, int(stream)):
             raise WorkerError("INTERNAL", f"optimization profile {profile}: {library.messages.take_errors()}")
         _bind(library, engine, context, batch, profile, undo)
+        # Without shapes the inspector's types are "N/A due to dynamic shapes".
+        shaped = inspect(library, engine, context)
         for number in range(_WARMUPS + runs):
             if number == _WARMUPS:
                 # Only now: attached earlier, it would time the setting up.
@@ -111,7 +113,7 @@ def layer_times(
                 raise WorkerError("INTERNAL", f"TensorRT cannot run the batch: {library.messages.take_errors()}")
             cuda.checked(bindings.cudaStreamSynchronize(stream), "profiling a batch")
         del context  # before its memory goes
-    return {name: taken / runs for name, taken in collector.taken.items()}
+    return shaped, {name: taken / runs for name, taken in collector.taken.items()}
 
 
 def _collector(trt: Any) -> Any:
