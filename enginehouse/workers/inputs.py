@@ -1,6 +1,6 @@
 """Inputs on their way into shared memory: each part is copied once, from where it arrived to its place.
 
-What lies in a client's device memory stays there.
+What lies in a client's device memory stays there, and what lies in memory that the worker can read too is named to it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from enginehouse.errors import InternalError
 from enginehouse.workers.framing import Frame
 from enginehouse.workers.regions import DeviceRegion, Place, RegionPart
 from enginehouse.workers.segments import Segment, SegmentPool, aligned
-from enginehouse.workers.shared import SharedPart, SharedSegment
-from enginehouse.workers.tensors import FilePart, TensorInput
+from enginehouse.workers.shared import SharedFile, SharedPart, SharedSegment
+from enginehouse.workers.tensors import FilePart, Part, TensorInput
+
+# From what a worker can read too to its number there.
+Number = Callable[[SharedSegment | SharedFile], int]
 
 
 def write_inputs(
-    pool: SegmentPool, inputs: Sequence[TensorInput], number: Callable[[SharedSegment], int]
+    pool: SegmentPool, inputs: Sequence[TensorInput], number: Number
 ) -> tuple[Segment | None, list[Frame]]:
     """Copy tensors into one segment; returns it and their descriptions, as an `infer` frame has them.
 
@@ -47,9 +50,9 @@ def write_inputs(
     return segment, described
 
 
-def shared_parts(inputs: Sequence[TensorInput]) -> list[SharedPart]:
+def shared_parts(inputs: Sequence[TensorInput]) -> list[Part]:
     """The parts that stay where others wrote them."""
-    return [part for tensor in inputs for part in tensor.parts if isinstance(part, SharedPart)]
+    return [part for tensor in inputs for part in tensor.parts if _source(part) is not None]
 
 
 def used_regions(inputs: Sequence[TensorInput], places: Sequence[Place]) -> list[DeviceRegion]:
@@ -70,33 +73,47 @@ def _copied_bytes(tensor: TensorInput) -> int | None:
         InternalError: part of it lies in device memory, which no request asks for: one that uses that is a batch of its
             own.
     """
-    kinds = {type(part) for part in tensor.parts}
-    if RegionPart in kinds:
+    if any(isinstance(part, RegionPart) for part in tensor.parts):
         if len(tensor.parts) != 1:
             raise InternalError(f"input {tensor.name!r} is in pieces, and one lies in device memory")
         return None
-    if kinds == {SharedPart}:
+    copied = [len(part) for part in tensor.parts if _source(part) is None]
+    return sum(copied) if copied or not tensor.parts else None
+
+
+def _source(part: Part) -> SharedSegment | SharedFile | None:
+    """What the worker can read a part from itself."""
+    if isinstance(part, SharedPart):
+        return part.segment
+    if isinstance(part, FilePart) and isinstance(part.owner, SharedFile):
+        return part.owner
+    return None
+
+
+def _piece(part: Part, number: Number) -> tuple[int, int, int] | None:
+    source = _source(part)
+    if source is None or not isinstance(part, SharedPart | FilePart):
         return None
-    return sum(len(part) for part in tensor.parts if not isinstance(part, SharedPart))
+    return number(source), part.offset, part.length
 
 
 def _copy(
-    tensor: TensorInput, memory: memoryview, segment: int, offset: int, number: Callable[[SharedSegment], int]
+    tensor: TensorInput, memory: memoryview, segment: int, offset: int, number: Number
 ) -> list[tuple[int, int, int]]:
     """Copy a tensor's parts, from `offset` of our segment on; returns where its bytes then lie, in order."""
     pieces: list[tuple[int, int, int]] = []
     begin = position = offset
     for part in tensor.parts:
-        if isinstance(part, SharedPart):
+        if (piece := _piece(part, number)) is not None:
             if position > begin:
                 pieces.append((segment, begin, position - begin))
                 begin = position
-            pieces.append((number(part.segment), part.offset, part.length))
+            pieces.append(piece)
             continue
         place = memory[position : position + len(part)]
         if isinstance(part, FilePart):
             part.read_into(place)
-        elif not isinstance(part, RegionPart):
+        elif not isinstance(part, RegionPart | SharedPart):
             place[:] = part
         position += len(part)
     if position > begin or not pieces:
@@ -104,13 +121,13 @@ def _copy(
     return pieces
 
 
-def _elsewhere(tensor: TensorInput, number: Callable[[SharedSegment], int]) -> Frame:
+def _elsewhere(tensor: TensorInput, number: Number) -> Frame:
     """A tensor of which nothing was copied."""
     part = tensor.parts[0]
     if isinstance(part, RegionPart):
         where = {"region": part.region.number, "offset": part.offset, "bytes": part.length}
         return {**_head(tensor), **where}
-    return _in_pieces(tensor, [(number(p.segment), p.offset, p.length) for p in shared_parts([tensor])])
+    return _in_pieces(tensor, [piece for p in tensor.parts if (piece := _piece(p, number)) is not None])
 
 
 def _in_pieces(tensor: TensorInput, pieces: Sequence[tuple[int, int, int]]) -> Frame:

@@ -23,7 +23,7 @@ from enginehouse.workers.process import LogSink, LogTail, describe_exit, spawn
 from enginehouse.workers.regions import DeviceRegion, Place, held
 from enginehouse.workers.results import InferenceResult, LoadedModel, Measurement, loaded_model, used_segments
 from enginehouse.workers.segments import Segment, SegmentMap, SegmentPool
-from enginehouse.workers.shared import SharedSegment
+from enginehouse.workers.shared import SharedFile, SharedSegment
 from enginehouse.workers.tensors import Array, TensorInput, TensorOutput, tensor_input
 from enginehouse.workers.transport import Transport
 
@@ -59,8 +59,8 @@ class WorkerProcess:
         self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._watching: asyncio.Task[None] | None = None
         self._regions = OpenRegions(self._call)
-        # Segments of third processes that the worker knows, by the number that we gave them.
-        self._shared: weakref.WeakKeyDictionary[SharedSegment, int] = weakref.WeakKeyDictionary()
+        # What third processes own and the worker knows, with the numbers that we gave it.
+        self._shared: weakref.WeakKeyDictionary[SharedSegment | SharedFile, int] = weakref.WeakKeyDictionary()
         self.backends: Mapping[str, str] = {}
         self.memory: Sequence[str] = ("host",)
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -338,12 +338,14 @@ class WorkerProcess:
             self._transport.send({"type": "release", "segments": self._releases})
             self._releases = []
 
-    def _number(self, shared: SharedSegment) -> int:
+    def _number(self, shared: SharedSegment | SharedFile) -> int:
         """What the worker knows another's segment by; it is told of it before its first use, and when it is gone."""
         number = self._shared.get(shared)
         if number is None:
             number = self._shared[shared] = self._pool.take_number()
-            frame = {"type": "segment", "segment": number, "bytes": shared.size}
+            frame: Frame = {"type": "segment", "segment": number, "bytes": shared.size}
+            if isinstance(shared, SharedFile):
+                frame["file"] = True
             self._transport.send(frame, shared.descriptor)
             gone = weakref.finalize(shared, self._transport.send, {"type": "drop", "segment": number})
             gone.atexit = False

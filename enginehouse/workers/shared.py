@@ -44,6 +44,22 @@ class SharedSegment:
         os.close(self.descriptor)
 
 
+class SharedFile:
+    """A file whose owner may make it smaller at any time, so that nobody maps it to read it: a client's shared memory.
+
+    Args:
+        descriptor: taken over; closed when nobody holds this any more: a request may still use what is unregistered.
+        size: bytes of it that are used, from its beginning on.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.descriptor = descriptor
+        self.size = size
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 @dataclass(frozen=True)
 class SharedPart:
     """Bytes of such a segment. Their owner writes them again once nobody holds `loan`."""

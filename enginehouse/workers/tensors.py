@@ -59,7 +59,7 @@ class FilePart:
     """Bytes of a file, such as a client's POSIX shared memory.
 
     They are read, not mapped: the file is the client's, and a map of a file that its owner truncates would kill us.
-    `owner` keeps the descriptor open.
+    `owner` keeps the descriptor open; a worker reads a `SharedFile` itself.
     """
 
     descriptor: int

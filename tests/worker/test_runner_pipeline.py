@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ctypes
 import json
+import os
 import queue
 import re
 import socket
@@ -208,6 +209,50 @@ def test_a_batch_in_pieces_of_several_segments(world: World, registers: bool) ->
             assert refused["code"] == "INVALID_ARGUMENT", refused
         for segment in segments:
             front.pool.release(segment.id)
+
+
+@pytest.mark.parametrize("registers", [True, False])
+def test_a_file_is_read_and_never_touched_in_a_map(world: World, tmp_path: Path, registers: bool) -> None:
+    front, bindings, _ = world
+    bindings.registers = registers
+    x, z = rows(5, 1)
+    path = tmp_path / "client"
+    path.write_bytes(bytes(100) + x.tobytes() + z.tobytes() + bytes(9000))
+    with path.open("r+b") as file:
+        front.channel.send({"type": "segment", "segment": 77, "bytes": 8000, "file": True}, file.fileno())
+    inputs = [
+        {"name": "x", "dtype": "INT32", "shape": [5, 3], "segment": 77, "offset": 100, "bytes": 60},
+        {"name": "z", "dtype": "INT32", "shape": [5, 3], "pieces": [[77, 160, 24], [77, 184, 36]]},
+    ]
+    frame = {"type": "infer", "model": "m", "inputs": inputs, "outputs": []}
+    unused = front.pool.acquire(1).id
+    np.testing.assert_array_equal(front.receive_batch((front.start(frame), unused)), 2 * x + z)
+    outside = [{**inputs[0], "offset": 7990}, inputs[1]]
+    assert front.ask({**frame, "inputs": outside})["code"] == "INVALID_ARGUMENT"
+    if not registers:  # else the device has the pages that were there
+        os.truncate(path, 150)
+        refused = front.ask(frame)
+        assert refused["code"] == "INVALID_ARGUMENT" and "ends after 150 bytes" in refused["message"]
+    front.channel.send({"type": "drop", "segment": 77})
+    assert front.ask(frame)["code"] == "INVALID_ARGUMENT"
+    own = front.runner._pool
+    assert len(bindings.registered) <= len(own._registered)
+
+
+def test_a_file_that_was_made_smaller_is_not_mapped(world: World, tmp_path: Path) -> None:
+    front, bindings, _ = world
+    path = tmp_path / "client"
+    path.write_bytes(bytes(8000))
+    with path.open("r+b") as file:
+        front.channel.send({"type": "segment", "segment": 77, "bytes": 8000, "file": True}, file.fileno())
+    assert front.ask({"type": "ping"})["type"] == "pong"
+    os.truncate(path, 50)
+    before = bindings.calls["register"]
+    place = {"dtype": "INT32", "shape": [5, 3], "segment": 77, "offset": 0, "bytes": 60}
+    inputs = [{"name": name, **place} for name in ("x", "z")]
+    refused = front.ask({"type": "infer", "model": "m", "inputs": inputs, "outputs": []})
+    assert refused["code"] == "INVALID_ARGUMENT" and "ends after 50 bytes" in refused["message"]
+    assert bindings.calls["register"] <= before + 1  # the worker's own segment
 
 
 def test_failures_cost_nothing_else(world: World) -> None:

@@ -27,8 +27,8 @@ from enginehouse.errors import (
 from enginehouse.workers.environments import WorkerEnvironment
 from enginehouse.workers.link import WorkerProcess
 from enginehouse.workers.process import spawn
-from enginehouse.workers.shared import SharedPart, SharedSegment
-from enginehouse.workers.tensors import TensorInput, encode_bytes
+from enginehouse.workers.shared import SharedFile, SharedPart, SharedSegment
+from enginehouse.workers.tensors import FilePart, TensorInput, encode_bytes
 
 ONE_THREAD = {"intra_op_threads": 1}
 
@@ -87,6 +87,26 @@ async def test_memory_of_third_processes_is_read_where_it_is(worker: WorkerProce
     del again
     await worker.ping()
     assert "another's" not in maps.read_text()
+
+
+async def test_a_clients_file_is_read_by_the_worker(worker: WorkerProcess, models: Path, tmp_path: Path) -> None:
+    await worker.load("m", models / "double", options=ONE_THREAD)
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    path = tmp_path / "client"
+    path.write_bytes(bytes(16) + rows.tobytes())
+    file = SharedFile(os.open(path, os.O_RDWR), 64)
+    parts = (FilePart(file.descriptor, 16, 16, file), rows[1:].tobytes())
+    for given, sent in (((FilePart(file.descriptor, 16, 48, file),), rows), (parts, rows)):
+        with await worker.infer("m", [TensorInput("x", "FP32", (3, 4), given)]) as result:
+            np.testing.assert_array_equal(result.array("y"), 2 * sent)
+    del file, parts, given
+    await worker.ping()
+    assert not [n for n in Path(f"/proc/{worker.pid}/fd").iterdir() if n.resolve() == path]
+    again = SharedFile(os.open(path, os.O_RDWR), 64)
+    os.truncate(path, 40)
+    with pytest.raises(InvalidArgumentError, match="ends after 40 bytes"):
+        await worker.infer("m", [TensorInput("x", "FP32", (3, 4), (FilePart(again.descriptor, 16, 48, again),))])
+    assert (await worker.infer("m", {"x": rows})).array("y").shape == (3, 4)
 
 
 async def test_lent_memory_is_kept_until_the_worker_has_answered(worker: WorkerProcess, models: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from enginehouse_worker.errors import WorkerError
 
 Array = npt.NDArray[Any]
 
@@ -75,10 +78,39 @@ class Instance(Protocol):
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """An array in C order whose bytes lie in several places of host memory: `parts` (flat, UINT8), in order."""
+class FilePiece:
+    """Bytes of a file that its owner may truncate: a process that touches a map of such a file may be killed.
 
-    parts: tuple[Array, ...]
+    `mapped`: they are page-locked there, so that a device may copy from it whatever becomes of the file; for nobody
+    else to read.
+    """
+
+    descriptor: int
+    offset: int
+    size: int
+    mapped: Array | None = None
+
+    def read_into(self, place: Array) -> None:
+        """Fill an array of as many bytes.
+
+        Raises:
+            WorkerError: INVALID_ARGUMENT when the file ends before.
+        """
+        memory, done = place.data, 0
+        while done < self.size:
+            count = os.preadv(self.descriptor, [memory[done:]], self.offset + done)
+            if not count:
+                end = self.offset + self.size
+                message = f"shared memory ends after {self.offset + done} bytes; expected {end}"
+                raise WorkerError("INVALID_ARGUMENT", message)
+            done += count
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """An array in C order whose bytes lie in several places of the host: `parts`, in order; arrays flat and UINT8."""
+
+    parts: tuple[Array | FilePiece, ...]
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
@@ -86,7 +118,11 @@ class Pieces:
         """Copy the bytes into a contiguous array of as many."""
         flat, position = place.reshape(-1).view(np.uint8), 0
         for part in self.parts:
-            np.copyto(flat[position : position + part.size], part)
+            target = flat[position : position + part.size]
+            if isinstance(part, FilePiece):
+                part.read_into(target)
+            else:
+                np.copyto(target, part)
             position += part.size
 
     def joined(self) -> Array:

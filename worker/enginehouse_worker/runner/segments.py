@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from enginehouse_worker.backends.base import DeviceMemory
+from enginehouse_worker.backends.base import DeviceMemory, FilePiece
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.runner.regions import Hold
 
@@ -134,10 +134,15 @@ class SegmentPool:
 
 @dataclass
 class _Mapped:
-    """A peer's segment. `memory` is registered with `device` when that is set; `tried` once that was attempted."""
+    """A peer's segment. `memory` is registered with `device` when that is set; `tried` once that was attempted.
 
-    memory: mmap.mmap
+    `file`: its owner may truncate it. It is mapped only to be registered, and read with system calls.
+    """
+
+    memory: mmap.mmap | None
     descriptor: int
+    size: int
+    file: bool = False
     users: int = 0
     dropped: bool = False
     tried: bool = False
@@ -152,8 +157,11 @@ class SegmentMap:
         self._lock = threading.Lock()
         self._maps: dict[int, _Mapped] = {}
 
-    def add(self, identifier: int, size: int, descriptor: int) -> None:
+    def add(self, identifier: int, size: int, descriptor: int, *, file: bool = False) -> None:
         """Map a segment; takes the descriptor over.
+
+        Args:
+            file: it is one that its owner may truncate.
 
         Raises:
             WorkerError: INVALID_ARGUMENT when the descriptor's file is smaller than announced.
@@ -163,7 +171,8 @@ class SegmentMap:
             if size < 1 or actual < size:
                 message = f"segment {identifier} was announced with {size} bytes but has {actual}"
                 raise WorkerError("INVALID_ARGUMENT", message)
-            mapped = _Mapped(mmap.mmap(descriptor, size, prot=mmap.PROT_READ), descriptor)
+            memory = None if file else mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+            mapped = _Mapped(memory, descriptor, size, file)
         except BaseException:
             os.close(descriptor)
             raise
@@ -208,11 +217,31 @@ class SegmentMap:
         Raises:
             WorkerError: INVALID_ARGUMENT when there is no such segment or it is shorter.
         """
-        memory = self._find(identifier).memory
-        if offset < 0 or size < 0 or offset + size > len(memory):
-            message = f"bytes {offset} to {offset + size} of segment {identifier}, which has {len(memory)}"
-            raise WorkerError("INVALID_ARGUMENT", message)
+        memory = self._within(identifier, offset, size).memory
+        if memory is None:
+            raise WorkerError("INVALID_ARGUMENT", f"segment {identifier} is a file: it has no view")
         return memoryview(memory)[offset : offset + size].toreadonly()
+
+    def piece(self, identifier: int, offset: int, size: int) -> memoryview | FilePiece:
+        """The same, or where the bytes lie in a file that is only read.
+
+        Raises:
+            WorkerError: as `view`.
+        """
+        mapped = self._within(identifier, offset, size)
+        if not mapped.file:
+            return self.view(identifier, offset, size)
+        locked = None
+        if mapped.memory is not None:
+            locked = np.frombuffer(mapped.memory, np.uint8, size, offset)
+        return FilePiece(mapped.descriptor, offset, size, locked)
+
+    def _within(self, identifier: int, offset: int, size: int) -> _Mapped:
+        mapped = self._find(identifier)
+        if offset < 0 or size < 0 or offset + size > mapped.size:
+            message = f"bytes {offset} to {offset + size} of segment {identifier}, which has {mapped.size}"
+            raise WorkerError("INVALID_ARGUMENT", message)
+        return mapped
 
     def _find(self, identifier: int) -> _Mapped:
         mapped = self._maps.get(identifier)
@@ -235,26 +264,32 @@ def _register(mapped: _Mapped, memory: DeviceMemory) -> None:
     with mapped.lock:
         if mapped.tried:
             return
-        size = len(mapped.memory)
-        if memory.register(_address(mapped.memory), size, writable=False):
-            mapped.device = memory
-        else:
-            # Not every driver locks pages that are mapped for reading only; we still write none of them.
-            with contextlib.suppress(OSError):
-                writable = mmap.mmap(mapped.descriptor, size)
-                if memory.register(_address(writable), size, writable=True):
-                    readable, mapped.memory = mapped.memory, writable
-                    mapped.device = memory
-                    _close(readable)
-                else:
-                    writable.close()
+        with contextlib.suppress(OSError, ValueError):  # a file that was made smaller meanwhile cannot be mapped
+            _lock_pages(mapped, memory)
         mapped.tried = True
 
 
+def _lock_pages(mapped: _Mapped, memory: DeviceMemory) -> None:
+    readable = mapped.memory
+    if readable is None:
+        readable = mmap.mmap(mapped.descriptor, mapped.size, prot=mmap.PROT_READ)
+    if memory.register(_address(readable), mapped.size, writable=False):
+        mapped.memory, mapped.device = readable, memory
+        return
+    # Not every driver locks pages that are mapped for reading only; we still write none of them.
+    writable = mmap.mmap(mapped.descriptor, mapped.size)
+    if memory.register(_address(writable), mapped.size, writable=True):
+        mapped.memory, mapped.device = writable, memory
+        _close(readable)
+    else:
+        writable.close()
+
+
 def _unmap(mapped: _Mapped) -> None:
-    if mapped.device is not None:
-        mapped.device.unregister(_address(mapped.memory))
-    _close(mapped.memory)
+    if mapped.memory is not None:
+        if mapped.device is not None:
+            mapped.device.unregister(_address(mapped.memory))
+        _close(mapped.memory)
     os.close(mapped.descriptor)
 
 

@@ -97,7 +97,8 @@ class Runner:
             elif kind == "segment":
                 if descriptor is None:
                     raise WorkerError("INVALID_ARGUMENT", "a segment frame without its descriptor")
-                self._segments.add(int(frame["segment"]), int(frame["bytes"]), descriptor)
+                number, size = int(frame["segment"]), int(frame["bytes"])
+                self._segments.add(number, size, descriptor, file=bool(frame.get("file")))
             elif kind == "drop":
                 self._segments.drop(int(frame["segment"]))
             elif kind == "ping":

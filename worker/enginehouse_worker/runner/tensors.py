@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from enginehouse_worker.backends.base import Array, DeviceArray, DeviceMemory, Pieces, TensorSpec, numpy_dtype
+from enginehouse_worker.backends.base import (
+    Array,
+    DeviceArray,
+    DeviceMemory,
+    FilePiece,
+    Pieces,
+    TensorSpec,
+    numpy_dtype,
+)
 from enginehouse_worker.errors import WorkerError
 from enginehouse_worker.runner.regions import RegionMap
 from enginehouse_worker.runner.segments import Segment, SegmentMap, SegmentPool
@@ -78,25 +86,32 @@ def read_inputs(
         if "region" in tensor:
             arrays[name] = _read_region(tensor, dtype, shape, regions)
             continue
-        parts = [segments.view(*piece) for piece in pieces_of(tensor)]
+        parts = [segments.piece(*piece) for piece in pieces_of(tensor)]
+        first = parts[0] if len(parts) == 1 else None
         count = math.prod(shape)
         try:
             if dtype == "BYTES":
-                data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+                data = first if isinstance(first, memoryview) else _pieces(parts).joined().data
                 arrays[name] = decode_bytes(data, count).reshape(shape)
                 continue
             kind = numpy_dtype(dtype)
-            size = sum(len(part) for part in parts)
+            size = sum(part.size if isinstance(part, FilePiece) else len(part) for part in parts)
             if size != count * kind.itemsize:
                 raise ValueError(f"{size} bytes: {dtype} of shape {list(shape)} takes {count * kind.itemsize}")
-            if len(parts) == 1:
-                arrays[name] = np.frombuffer(parts[0], dtype=kind).reshape(shape)
+            if isinstance(first, memoryview):
+                arrays[name] = np.frombuffer(first, dtype=kind).reshape(shape)
                 continue
-            pieces = Pieces(tuple(np.frombuffer(part, np.uint8) for part in parts), kind, shape)
+            pieces = replace(_pieces(parts), dtype=kind, shape=shape)
             arrays[name] = pieces.joined() if join else pieces
         except ValueError as error:
             raise WorkerError("INVALID_ARGUMENT", f"input {name!r}: {error}") from None
     return arrays
+
+
+def _pieces(parts: Sequence[memoryview | FilePiece]) -> Pieces:
+    """The parts as bytes, one after the other."""
+    arrays = tuple(p if isinstance(p, FilePiece) else np.frombuffer(p, np.uint8) for p in parts)
+    return Pieces(arrays, np.dtype(np.uint8), (sum(array.size for array in arrays),))
 
 
 def pieces_of(tensor: Mapping[str, Any]) -> list[tuple[int, int, int]]:

@@ -1,7 +1,7 @@
 """Clients' shared memory: the regions that clients registered, POSIX and CUDA, by name; one name is one region.
 
-POSIX regions are read and written with system calls, never mapped: their owner may truncate them at any time, which
-would kill a process that touches the map.
+POSIX regions are written with system calls, and a worker reads them so: their owner may truncate them at any time,
+which would kill a process that touches a map of them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,12 @@ from typing import TypeVar
 
 from enginehouse.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from enginehouse.workers.regions import HANDLE_BYTES, DeviceRegion
+from enginehouse.workers.shared import SharedFile
 from enginehouse.workers.tensors import Buffer, FilePart
 from enginehouse_inference.protocol.bounds import check_bounds
 from enginehouse_inference.protocol.cuda_regions import CudaRegion
 
 _DIRECTORY = Path("/dev/shm")
-
-
-class _Descriptor:
-    """A descriptor that is closed when nobody holds it: a request may still use a region that is being unregistered."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        os.close(self.number)
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class Region:
     key: str
     offset: int
     size: int
-    descriptor: _Descriptor
+    file: SharedFile
 
     def part(self, offset: int, size: int, what: str) -> FilePart:
         """Bytes of the region, for reading.
@@ -49,7 +40,7 @@ class Region:
             InvalidArgumentError: it has not that many.
         """
         check_bounds(self.name, self.size, offset, size, what)
-        return FilePart(self.descriptor.number, self.offset + offset, size, self.descriptor)
+        return FilePart(self.file.descriptor, self.offset + offset, size, self.file)
 
     def write(self, offset: int, pieces: tuple[Buffer, ...], what: str) -> None:
         """Write pieces one after the other.
@@ -59,13 +50,13 @@ class Region:
         """
         size = sum(len(piece) for piece in pieces)
         check_bounds(self.name, self.size, offset, size, what)
-        if os.fstat(self.descriptor.number).st_size < self.offset + offset + size:
+        if os.fstat(self.file.descriptor).st_size < self.offset + offset + size:
             raise InvalidArgumentError(f"{what}: shared memory {self.key!r} was made smaller than registered")
         position = self.offset + offset
         for piece in pieces:
             data = memoryview(piece)
             while data:
-                written = os.pwrite(self.descriptor.number, data, position)
+                written = os.pwrite(self.file.descriptor, data, position)
                 data, position = data[written:], position + written
 
 
@@ -111,13 +102,13 @@ class Regions:
             ) from None
         except OSError as error:
             raise InvalidArgumentError(f"shared memory object {key!r} cannot be opened: {error.strerror}") from error
-        descriptor = _Descriptor(number)
+        opened = SharedFile(number, offset + size)
         actual = os.fstat(number).st_size
         if actual < offset + size:
             raise InvalidArgumentError(
                 f"shared memory object {key!r} has {actual} bytes: expected at least {offset + size} (offset and size)"
             )
-        self._regions[name] = Region(name, key, offset, size, descriptor)
+        self._regions[name] = Region(name, key, offset, size, opened)
 
     def register_cuda(self, name: str, handle: bytes, device_id: int, size: int) -> CudaRegion:
         """Take device memory under a name; workers open it.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from enginehouse_worker.backends.base import Array, Pieces
+from enginehouse_worker.backends.base import Array, FilePiece, Pieces
 from enginehouse_worker.backends.tensorrt import cuda
 from enginehouse_worker.backends.tensorrt.device_arrays import DeviceView
 from enginehouse_worker.backends.tensorrt.host_memory import PINNED
@@ -54,19 +54,18 @@ class Transfers:
             self._copy(slot.device[name], array.pointer, size, self._kinds.cudaMemcpyDeviceToDevice, stream, name)
             return
         if isinstance(array, Pieces):
-            if array.dtype == stored and all(_direct(part, part.dtype, part.size) for part in array.parts):
-                position = slot.device[name]
-                for part in array.parts:
-                    kind = self._kinds.cudaMemcpyHostToDevice
-                    self._copy(position, _address(part), part.size, kind, stream, name)
-                    position += part.size
+            if array.dtype == stored and (places := _locked(array)) is not None:
+                to = slot.device[name]
+                for place in places:
+                    self._copy(to, _address(place), place.size, self._kinds.cudaMemcpyHostToDevice, stream, name)
+                    to += place.size
                 return
-            if array.dtype != stored:
-                array = array.joined()
-            else:
+            if array.dtype == stored:
                 staging = slot.host(name, stored, array.shape)
                 array.write_to(staging)
                 array, pinned = staging, True
+            else:
+                array = array.joined()
         if not pinned and not _direct(array, stored, size):
             staging = slot.host(name, stored, array.shape)
             np.copyto(staging, array, casting="same_kind")
@@ -113,6 +112,13 @@ class Transfers:
 
 def _address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
+
+
+def _locked(pieces: Pieces) -> list[Array] | None:
+    """The bytes of an array in pieces, where the copy engines can read all of them where they are."""
+    places = [part.mapped if isinstance(part, FilePiece) else part for part in pieces.parts]
+    found = [place for place in places if place is not None and _direct(place, place.dtype, place.size)]
+    return found if len(found) == len(places) else None
 
 
 def _direct(array: Array, stored: np.dtype[Any], size: int) -> bool:
