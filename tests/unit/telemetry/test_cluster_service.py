@@ -130,6 +130,27 @@ async def test_a_stream_begins_with_all_and_goes_on_with_news(world: World) -> N
     await channel.close()
 
 
+async def test_messages_are_small_and_the_first_nodes_end_with_a_mark(world: World) -> None:
+    size = 100_000  # three of them are more than a message may have
+    for number in range(7):
+        world.take(sample(f"n{number}", 1, telemetry_pb2.GpuSample(uuid="x" * size)))
+    channel, call = await stream(world)
+    first = [await call.read() for _ in range(3)]
+    assert [len(response.nodes) for response in first] == [3, 3, 1]
+    assert [response.initial_complete for response in first] == [False, False, True]
+    world.take(sample("n0", 2), at=1.0)
+    assert not (await call.read()).initial_complete
+    await channel.close()
+
+
+async def test_a_reader_that_leaves_is_no_error(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    channel, call = await stream(world)
+    await call.read()
+    await channel.close()
+    await eventually(lambda: not len(world.consumers))
+    assert "call failed" not in "".join(capfd.readouterr())
+
+
 async def test_a_stream_of_nothing_says_so_and_waits(world: World) -> None:
     channel, call = await stream(world, filter=pb.ClusterFilter(pods=["team-a/*"]))
     assert await call.read() == pb.StreamClusterResponse(initial_complete=True)

@@ -10,7 +10,6 @@ import pytest
 from enginehouse_telemetry.aggregator.cluster import Cluster, Node, NodeState
 from enginehouse_telemetry.aggregator.consumers import Consumers
 from enginehouse_telemetry.aggregator.filters import MAX_PATTERNS, ClusterFilter
-from enginehouse_telemetry.aggregator.service import MAX_RESPONSE_BYTES, responses
 from enginehouse_telemetry.aggregator.views import View
 from enginehouse_telemetry.masks import ReadMask
 from enginehouse_telemetry.streams import StreamsClosed
@@ -102,9 +101,22 @@ async def test_a_slow_reader_gets_the_newest_and_learns_what_it_skipped() -> Non
     for second in range(4):
         consumers.publish(a, float(second))
     consumers.publish(b, 4.0)
-    assert [(news.node.id, news.skipped) for news in await consumer.take()] == [("a", 3), ("b", 0)]
+    assert [(news.node.id, news.skipped) for news in await consumer.take(10**9)] == [("a", 3), ("b", 0)]
     consumers.publish(a, 5.0)
-    assert [(news.node.id, news.skipped) for news in await consumer.take()] == [("a", 0)]
+    assert [(news.node.id, news.skipped) for news in await consumer.take(10**9)] == [("a", 0)]
+
+
+async def test_news_are_taken_piece_by_piece_and_what_waits_is_overtaken() -> None:
+    consumers = Consumers(1.0)
+    consumer = consumers.add(1.0, lambda _: True)
+    nodes = [live(node_id, size=100) for node_id in "abcd"]
+    for node in nodes:
+        consumers.publish(node, 0.0)
+    taken = [news.node.id for news in await consumer.take(150)]
+    consumers.publish(nodes[0], 1.0)  # after those that wait
+    consumers.publish(nodes[3], 1.0)  # in its old place, one sample skipped
+    rest = [(news.node.id, news.skipped) for news in await consumer.take(10**9)]
+    assert taken == ["a", "b"] and rest == [("c", 0), ("d", 1), ("a", 0)] and not consumer.waiting
 
 
 async def test_an_interval_is_kept_without_calling_it_loss() -> None:
@@ -115,7 +127,7 @@ async def test_an_interval_is_kept_without_calling_it_loss() -> None:
         consumers.publish(live("a"), second + (0.1 if second % 2 else 0.0))
         consumers.publish(live("b"), float(second))
         if second % 3 == 0:
-            taken.append([(news.node.id, news.skipped) for news in await consumer.take()])
+            taken.append([(news.node.id, news.skipped) for news in await consumer.take(10**9)])
     assert taken == [[("a", 0), ("b", 0)]] * 4
 
 
@@ -124,15 +136,15 @@ async def test_states_are_told_at_once_and_strangers_not_at_all() -> None:
     consumer = consumers.add(60.0, lambda node_id: node_id == "a")
     node = live("a")
     consumers.publish(node, 0.0)
-    await consumer.take()
+    await consumer.take(10**9)
     consumers.publish(live("b"), 0.5)
     consumers.publish(node, 1.0)  # not due
     node.state = NodeState.LOST
     consumers.publish(node, 2.0)
-    assert [news.node.state for news in await consumer.take()] == [NodeState.LOST]
+    assert [news.node.state for news in await consumer.take(10**9)] == [NodeState.LOST]
     consumer.close()
     with pytest.raises(StreamsClosed):
-        await asyncio.wait_for(consumer.take(), 5)
+        await asyncio.wait_for(consumer.take(1), 5)
 
 
 def view(mask: tuple[str, ...] = (), **lists: list[str]) -> View:
@@ -142,6 +154,11 @@ def view(mask: tuple[str, ...] = (), **lists: list[str]) -> View:
 
 def node_with(*gpus: pb.GpuSample) -> Node:
     return Node("gpu-1", 1, 0.0, NodeState.LIVE, sample=sample("gpu-1", 5, *gpus), received_ns=10**18, size=100)
+
+
+def made_of(one: View, node: Node) -> cluster_pb.ClusterNode | None:
+    response = cluster_pb.StreamClusterResponse()
+    return response.nodes[0] if one.add_to(response.nodes, node) else None
 
 
 def shown(made: cluster_pb.ClusterNode | None) -> list[str] | None:
@@ -165,27 +182,27 @@ def test_filters(lists: dict[str, list[str]], expected: list[str] | None) -> Non
     node = node_with(
         gpu("one", "NVIDIA H200", "team-a/trainer-0"), gpu("two"), gpu("three", "NVIDIA L4", "team-b/x", "team-c/y")
     )
-    assert shown(view(**lists).of(node)) == expected
+    assert shown(made_of(view(**lists), node)) == expected
 
 
 def test_a_reader_of_a_pod_is_told_once_that_it_has_gone() -> None:
     of_pod, node = view(pods=["team-a/x"]), node_with(gpu("one", "H200", "team-a/x"))
-    assert shown(of_pod.of(node)) == ["one"]
+    assert shown(made_of(of_pod, node)) == ["one"]
     node.sample = sample("gpu-1", 6, gpu("one"))
-    assert shown(of_pod.of(node)) == [] and of_pod.of(node) is None
+    assert shown(made_of(of_pod, node)) == [] and made_of(of_pod, node) is None
 
 
 def test_a_lost_node_has_no_values() -> None:
     node = node_with(gpu("one"))
     node.state, node.message = NodeState.LOST, "no sample for 20 s"
-    made = view().of(node)
+    made = made_of(view(), node)
     assert made is not None and not made.HasField("sample")
     assert (made.state, made.state_message) == (cluster_pb.NODE_STATE_LOST, "no sample for 20 s")
     assert made.received_time.seconds == 10**9
 
 
 def test_a_mask_is_of_samples() -> None:
-    made = view(mask=("gpus.power_draw_watts",)).of(node_with(gpu("one")))
+    made = made_of(view(mask=("gpus.power_draw_watts",)), node_with(gpu("one")))
     assert made is not None and made.name == f"{PARENT}/nodes/gpu-1"
     assert made.sample == pb.Sample(gpus=[pb.GpuSample(power_draw_watts=100)])
 
@@ -197,16 +214,3 @@ def test_a_mask_is_of_samples() -> None:
 def test_filters_that_are_refused(lists: dict[str, list[str]], word: str) -> None:
     with pytest.raises(InvalidArgumentError, match=word):
         view(**lists)
-
-
-def test_messages_are_small_and_the_first_nodes_end_with_a_mark() -> None:
-    from enginehouse_telemetry.aggregator.consumers import News
-
-    nodes = [
-        Node(f"n{i}", i, 0.0, NodeState.LIVE, sample=sample(f"n{i}"), size=MAX_RESPONSE_BYTES // 4) for i in range(12)
-    ]
-    made = list(responses([News(node, 0) for node in nodes], view(), last_of_first=True))
-    assert [len(response.nodes) for response in made] == [5, 5, 2]
-    assert [response.initial_complete for response in made] == [False, False, True]
-    assert [len(response.nodes) for response in responses([], view(), last_of_first=True)] == [0]
-    assert not list(responses([], view(), last_of_first=False))

@@ -65,8 +65,17 @@ class Consumer:
         self._waiting[node.id] = node
         self._wake.set()
 
-    async def take(self) -> list[News]:
-        """All nodes that have news; waits until one has.
+    @property
+    def waiting(self) -> int:
+        """How many nodes have news."""
+        return len(self._waiting)
+
+    async def take(self, most_bytes: int) -> list[News]:
+        """Nodes that have news, those that wait longest first; waits until one has.
+
+        Args:
+            most_bytes: samples of about so many bytes, and one at least; the rest waits, and may be overtaken by newer
+                ones of the same nodes.
 
         Raises:
             StreamsClosed: the server is stopping.
@@ -76,15 +85,23 @@ class Consumer:
                 raise StreamsClosed
             self._wake.clear()
             await self._wake.wait()
-        waiting, self._waiting = self._waiting, {}
-        news = []
-        for node in waiting.values():
-            entry = self._entries[node.id]
-            assert entry is not None  # or it would not wait
-            news.append(News(node, entry.skipped))
-            entry.waiting, entry.skipped = False, 0
-            if node.state is NodeState.REMOVED:
-                del self._entries[node.id]
+        news: list[News] = []
+        total = 0
+        for node in list(self._waiting.values()):
+            if total >= most_bytes:
+                break
+            total += node.size
+            news.append(self._pop(node))
+        return news
+
+    def _pop(self, node: Node) -> News:
+        del self._waiting[node.id]
+        entry = self._entries[node.id]
+        assert entry is not None  # or it would not wait
+        news = News(node, entry.skipped)
+        entry.waiting, entry.skipped = False, 0
+        if node.state is NodeState.REMOVED:
+            del self._entries[node.id]
         return news
 
     def close(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any
 
+import grpc.aio
 import structlog
 
 from enginehouse import names
@@ -14,7 +14,7 @@ from enginehouse.errors import InvalidArgumentError, NotFoundError, ResourceExha
 from enginehouse.v1 import telemetry_cluster_pb2 as pb
 from enginehouse.v1 import telemetry_cluster_pb2_grpc as pb_grpc
 from enginehouse_telemetry.aggregator.cluster import Cluster
-from enginehouse_telemetry.aggregator.consumers import Consumers, News
+from enginehouse_telemetry.aggregator.consumers import Consumers
 from enginehouse_telemetry.aggregator.filters import ClusterFilter
 from enginehouse_telemetry.aggregator.views import View
 from enginehouse_telemetry.masks import ReadMask
@@ -33,6 +33,10 @@ MAX_PAGE_BYTES = 3 << 20
 MAX_RESPONSE_BYTES = 256 << 10
 
 _log = structlog.get_logger("cluster")
+
+
+class _ReaderGone(Exception):
+    """A stream's reader has left."""
 
 
 class ClusterService(pb_grpc.ClusterTelemetryServicer):
@@ -62,14 +66,13 @@ class ClusterService(pb_grpc.ClusterTelemetryServicer):
         snapshot.time.FromNanoseconds(time.time_ns())
         total = last = 0
         for node in self._cluster.after(after):
-            message = view.of(node)
-            if message is None:
+            if not view.add_to(snapshot.nodes, node):
                 continue
-            total += message.ByteSize()
-            if snapshot.nodes and (len(snapshot.nodes) == size or total > MAX_PAGE_BYTES):
+            total += snapshot.nodes[-1].ByteSize()
+            if len(snapshot.nodes) > 1 and (len(snapshot.nodes) > size or total > MAX_PAGE_BYTES):
+                del snapshot.nodes[-1]
                 snapshot.next_page_token = self._tokens.write((last, 0), request)
                 break
-            snapshot.nodes.append(message)
             last = node.ordinal
         return snapshot
 
@@ -86,13 +89,22 @@ class ClusterService(pb_grpc.ClusterTelemetryServicer):
                 now = time.monotonic()
                 for node in self._cluster.nodes():
                     consumer.offer(node, now)
-                first = True
+                left = consumer.waiting  # of those that were there when the stream began
+                if not left:
+                    await self._write(context, pb.StreamClusterResponse(initial_complete=True))
                 while True:
-                    news = [] if first and not len(self._cluster) else await consumer.take()
-                    for response in responses(news, view, last_of_first=first):
+                    news = await consumer.take(MAX_RESPONSE_BYTES)
+                    response = pb.StreamClusterResponse()
+                    for item in news:
+                        view.add_to(response.nodes, item.node, item.skipped)
+                    response.initial_complete = 0 < left <= len(news)
+                    left -= len(news)
+                    if response.nodes or response.initial_complete:
                         await self._write(context, response)
-                    first = False
-                    await asyncio.sleep(gather)
+                    if not consumer.waiting:
+                        await asyncio.sleep(gather)
+        except _ReaderGone:
+            return
         except StreamsClosed:
             raise UnavailableError("the server is stopping: connect again", retry_after_seconds=1.0) from None
 
@@ -101,9 +113,12 @@ class ClusterService(pb_grpc.ClusterTelemetryServicer):
 
         Raises:
             ResourceExhaustedError: the reader takes nothing.
+            _ReaderGone: there is no reader any more.
         """
         try:
             await asyncio.wait_for(context.write(response), self._slow_seconds)
+        except grpc.aio.InternalError as error:  # a connection that broke; one that was closed cancels us
+            raise _ReaderGone from error
         except asyncio.TimeoutError:
             self._consumers.cut_off += 1
             _log.warning("a slow reader is cut off", peer=context.peer(), seconds=self._slow_seconds)
@@ -119,23 +134,6 @@ class ClusterService(pb_grpc.ClusterTelemetryServicer):
         project = names.parse_project(parent)
         if project != self._project:
             raise NotFoundError(f"project {project!r} is not served here: this server serves {self._project!r}")
-
-
-def responses(news: Iterable[News], view: View, *, last_of_first: bool) -> Iterator[pb.StreamClusterResponse]:
-    """Messages with the nodes that have news, none of them large; the last says that the first nodes are all sent."""
-    response, total = pb.StreamClusterResponse(), 0
-    for item in news:
-        message = view.of(item.node, item.skipped)
-        if message is None:
-            continue
-        response.nodes.append(message)
-        total += item.node.size
-        if total > MAX_RESPONSE_BYTES:
-            yield response
-            response, total = pb.StreamClusterResponse(), 0
-    response.initial_complete = last_of_first
-    if response.nodes or last_of_first:
-        yield response
 
 
 def stream_interval(request: pb.StreamClusterRequest) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
 from enginehouse.v1 import telemetry_cluster_pb2 as cluster_pb
 from enginehouse.v1 import telemetry_pb2 as pb
 from enginehouse_telemetry.aggregator.cluster import Node, NodeState
@@ -18,6 +20,9 @@ _STATES = {
 }
 
 
+Nodes = RepeatedCompositeFieldContainer[cluster_pb.ClusterNode]
+
+
 class View:
     """Makes messages of nodes for one reader.
 
@@ -30,16 +35,16 @@ class View:
         # Nodes that this reader was shown, where it wants some GPUs only: it is told when they have none any more.
         self._shown: set[str] = set()
 
-    def of(self, node: Node, skipped: int = 0) -> cluster_pb.ClusterNode | None:
-        """A node's message; None when it has nothing that the reader wants."""
+    def add_to(self, nodes: Nodes, node: Node, skipped: int = 0) -> bool:
+        """Add a node's message to a list of them; False when it has nothing that the reader wants."""
         if not self._filter.wants(node.id):
-            return None
+            return False
         sample = node.sample
         if self._filter.of_gpus:
             sample = self._only_wanted(node)
             if sample is None:
-                return None
-        message = cluster_pb.ClusterNode(
+                return False
+        message = nodes.add(
             name=self._name_of(node),
             state=_STATES[node.state],
             state_message=node.message,
@@ -47,10 +52,11 @@ class View:
             skipped=skipped,
         )
         if node.received_ns:
-            message.received_time.FromNanoseconds(node.received_ns)
+            received = message.received_time
+            received.seconds, received.nanos = divmod(node.received_ns, 1_000_000_000)
         if sample is not None and node.state in (NodeState.LIVE, NodeState.LATE):
             message.sample.CopyFrom(self._mask.apply(sample))
-        return message
+        return True
 
     def _only_wanted(self, node: Node) -> pb.Sample | None:
         """The sample with the wanted GPUs; None when the node is none of the reader's business."""
