@@ -109,6 +109,48 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
+{{- define "enginehouse.serverAuth" -}}
+{{- if .Values.auth.enabled }}
+- {name: ENGINEHOUSE_AUTH, value: kubernetes}
+- {name: ENGINEHOUSE_AUTH_ROLES_FILE, value: /etc/enginehouse/auth/roles.yaml}
+{{- end }}
+{{- end -}}
+
+{{/* A token to show to Enginehouse's services: the variable that names its file, given in a list with the root. */}}
+{{- define "enginehouse.tokenFile" -}}
+{{- if (index . 0).Values.auth.enabled }}
+- {name: {{ index . 1 }}, value: /var/run/secrets/enginehouse/token}
+{{- end }}
+{{- end -}}
+
+{{- define "enginehouse.authMount" -}}
+{{- if .Values.auth.enabled }}
+- {name: auth, mountPath: /etc/enginehouse/auth, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "enginehouse.tokenMount" -}}
+{{- if .Values.auth.enabled }}
+- {name: token, mountPath: /var/run/secrets/enginehouse, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "enginehouse.authVolume" -}}
+{{- if .Values.auth.enabled }}
+- name: auth
+  configMap: {name: {{ include "enginehouse.fullname" . }}-auth}
+{{- end }}
+{{- end -}}
+
+{{- define "enginehouse.tokenVolume" -}}
+{{- if .Values.auth.enabled }}
+- name: token
+  projected:
+    sources:
+      - serviceAccountToken: {audience: enginehouse, expirationSeconds: 3600, path: token}
+{{- end }}
+{{- end -}}
+
 {{- define "enginehouse.clientTls" -}}
 {{- if .Values.tls.enabled }}
 - {name: ENGINEHOUSE_CLIENT_CA, value: /etc/enginehouse/tls/ca.crt}
@@ -125,6 +167,9 @@ capabilities: {drop: [ALL]}
 {{- define "enginehouse.validate" -}}
 {{- if and (not .Values.gpu.enabled) (has .Values.inference.backend (list "tensorrt" "tf-trt")) -}}
 {{- fail (printf "inference.backend is %s, which needs a GPU, and gpu.enabled is false: set inference.backend=onnxruntime, or gpu.enabled=true" .Values.inference.backend) -}}
+{{- end -}}
+{{- if and .Values.auth.enabled (not .Values.tls.enabled) -}}
+{{- fail "auth.enabled has callers show tokens, which services refuse to take over plain text: set tls.enabled=true" -}}
 {{- end -}}
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.enabled) -}}
 {{- fail "tls.certManager.enabled makes certificates that nothing would use: set tls.enabled=true too" -}}

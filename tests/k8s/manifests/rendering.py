@@ -21,6 +21,9 @@ KUBECTL, HELM = TOOLS / "bin" / "kubectl", TOOLS / "bin" / "helm"
 
 Object = dict[str, Any]
 
+# libyaml's where PyYAML has it: ten times as fast.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -64,15 +67,16 @@ VARIANTS = (
         components=("tls", "cert-manager"),
         helm=_sets("tls.enabled=true", "tls.certManager.enabled=true"),
     ),
+    Variant("auth", components=("tls", "auth"), helm=_sets("tls.enabled=true", "auth.enabled=true")),
     Variant("monitoring", components=("monitoring",), helm=_sets("monitoring.enabled=true")),
     Variant(
         "together",
         "overlays/h200",
-        components=("tls", "cert-manager", "monitoring", "autoscaling", "s3", "runtimeclass"),
+        components=("tls", "cert-manager", "monitoring", "autoscaling", "s3", "tf-trt", "auth"),
         helm=(
             *_S3,
             *_sets("gpu.product=NVIDIA-H200", "tls.enabled=true", "tls.certManager.enabled=true"),
-            *_sets("monitoring.enabled=true", "autoscaling.kind=hpa", "runtimeClassName=nvidia"),
+            *_sets("monitoring.enabled=true", "autoscaling.kind=hpa", "inference.backend=tf-trt", "auth.enabled=true"),
         ),
     ),
 )
@@ -139,16 +143,15 @@ def pods(objects: tuple[Object, ...]) -> Iterator[tuple[str, str, Mapping[str, A
             yield key(thing), namespace, yaml.safe_load(thing["data"]["pod.yaml"])
 
 
-def container(template: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A pod's only container."""
-    (found,) = template["spec"]["containers"]
-    return found
+def container_list(template: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A pod's containers."""
+    return list(template["spec"]["containers"])
 
 
 def variables(template: Mapping[str, Any]) -> dict[str, str]:
-    """A pod's environment variables that are said in the manifest."""
-    return {entry["name"]: entry.get("value", "") for entry in container(template).get("env", [])}
+    """The environment variables of a pod's first container that are said in the manifest."""
+    return {entry["name"]: entry.get("value", "") for entry in container_list(template)[0].get("env", [])}
 
 
 def _objects(text: str) -> tuple[Object, ...]:
-    return tuple(thing for thing in yaml.safe_load_all(text) if thing)
+    return tuple(thing for thing in yaml.load_all(text, Loader=_LOADER) if thing)

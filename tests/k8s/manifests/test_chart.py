@@ -15,7 +15,7 @@ from tests.k8s.manifests.rendering import (
     VARIANTS,
     Object,
     Variant,
-    container,
+    container_list,
     helm_template,
     key,
     kustomized,
@@ -83,6 +83,7 @@ REFUSED = [
     (("store.options=[]",), "options"),
     (("namespace.node=Not_A_Name",), "node"),
     (("gpu.enabled=false",), "set inference.backend=onnxruntime, or gpu.enabled=true"),
+    (("auth.enabled=true",), "plain text: set tls.enabled=true"),
     (("tls.certManager.enabled=true",), "set tls.enabled=true too"),
     (
         ("autoscaling.kind=hpa", "autoscaling.minReplicas=9"),
@@ -159,7 +160,7 @@ def test_environment_variables_and_disruption_budget_follow_values() -> None:
     arguments = ("--set", "inference.env.ENGINEHOUSE_LOG_LEVEL=debug", "--set", "inference.replicas=1")
     objects = tuple(yaml.safe_load_all(helm_template(*arguments)))
     (pod,) = (pod for name, _, pod in pods(objects) if name.endswith("Deployment/enginehouse/enginehouse-inference"))
-    assert {"name": "ENGINEHOUSE_LOG_LEVEL", "value": "debug"} in container(pod)["env"]
+    assert {"name": "ENGINEHOUSE_LOG_LEVEL", "value": "debug"} in container_list(pod)[0]["env"]
     assert of_kind(objects, "PodDisruptionBudget") == []
 
 
