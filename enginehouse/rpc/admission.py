@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enginehouse.errors import UnauthenticatedError
-from enginehouse.rpc.authorization import ANONYMOUS, Metadata, Principal
+from enginehouse.rpc.authorization import ANONYMOUS, Metadata, set_principal
 from enginehouse.rpc.role_bindings import RoleAuthorizer
 from enginehouse.rpc.roles import Access, needed_for
 from enginehouse.rpc.token_checks import TokenChecker
@@ -25,18 +25,18 @@ class TokenAdmission:
         self._authorizer = authorizer
         self._certificates = certificates
 
-    async def admit(self, method: str, metadata: Metadata) -> Principal | None:
-        """Who calls, as `Admission` says."""
+    async def admit(self, method: str, metadata: Metadata) -> None:
+        """Let a call go on, as `Admission` says."""
         if needed_for(method) is Access.OPEN:
-            return None
+            return
         token = bearer_token(metadata) if self._tokens is not None else None
         if token is None or self._tokens is None:
             if not self._certificates:
                 self._authorizer.check(ANONYMOUS, method)
-            return None
-        principal = await self._tokens.principal(token)
+            return
+        # Each call is a task of its own, so this is the principal of this call alone.
+        set_principal(principal := await self._tokens.principal(token))
         self._authorizer.check(principal, method)
-        return principal
 
 
 def bearer_token(metadata: Metadata) -> str | None:

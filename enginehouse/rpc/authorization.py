@@ -67,8 +67,8 @@ class AllowAll:
 class Admission(Protocol):
     """Looks at a call before its request is read, so that strangers cannot make a server read what they send."""
 
-    async def admit(self, method: str, metadata: Metadata) -> Principal | None:
-        """Who calls, by what came with the call. None: nothing came, and the connection may say.
+    async def admit(self, method: str, metadata: Metadata) -> None:
+        """Set the principal, where what came with the call says who it is; the connection may say it otherwise.
 
         Raises:
             UnauthenticatedError: what came is not valid, or must come and did not.

@@ -86,12 +86,9 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
         method = str(handler_call_details.method)
         if self._admission is not None:
             try:
-                # Each call is a task of its own, so this is the principal of this call alone.
-                principal = await self._admission.admit(method, handler_call_details.invocation_metadata or ())
+                await self._admission.admit(method, handler_call_details.invocation_metadata or ())
             except Exception as error:
                 return _refusal(*self._status_of(error, method))
-            if principal is not None:
-                set_principal(principal)
         known = self._wrapped.get(method)
         if known is None or known[0] is not handler:
             known = self._wrapped[method] = (handler, self._wrap(handler, method))
