@@ -6,7 +6,8 @@
 `fetch` reads the order, a blob, and writes the inputs and the spec that the worker takes (`worker/PROTOCOL.md`).
 `publish` uploads what the stage wrote, then a list of it, and leaves that list's digest as the container's termination
 message: `{"tree": "sha256:..."}`. The optimizer's address, project, certificates and token come from the environment,
-as for every client. An error is one JSON line on standard output, as a worker's events are, and exit status 1.
+as for every client. An optimizer that does not answer is asked again for ten minutes: it may be restarting. An error is
+one JSON line on standard output, as a worker's events are, and exit status 1.
 """
 
 from __future__ import annotations
@@ -17,21 +18,26 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from enginehouse.artifacts import Tree, TreeEntry, canonical_json
 from enginehouse.artifacts.tree import check_path
 from enginehouse.client import AsyncClient
 from enginehouse.client.blobs import AsyncBlobs, digest_of
-from enginehouse.errors import EnginehouseError, InternalError, InvalidArgumentError
+from enginehouse.errors import EnginehouseError, InternalError, InvalidArgumentError, UnavailableError
 from enginehouse.workers.stage import RESULT, StageSpec
 
 INPUTS, OUTPUT, SPEC = "inputs", "output", "spec.json"
 TERMINATION_MESSAGE = Path("/dev/termination-log")
 _AT_ONCE = 4
+PATIENCE_SECONDS = 600.0
+_AGAIN_SECONDS = 2.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,14 @@ class Order:
 
 
 async def fetch(blobs: AsyncBlobs, digest: str, folder: Path) -> None:
-    """Write the inputs and the spec of an ordered stage under a folder."""
+    """Write the inputs and the spec of an ordered stage under a folder; what is there of an earlier try stays."""
     order = Order.from_json(await blobs.read(digest))
     waiting = asyncio.Semaphore(_AT_ONCE)
 
     async def one(entry: TreeEntry, target: Path) -> None:
         async with waiting:
+            if target.exists():
+                return  # a download that breaks leaves no file
             target.parent.mkdir(parents=True, exist_ok=True)
             await blobs.download(entry.digest, target, size=entry.size)
 
@@ -102,6 +110,23 @@ async def publish(blobs: AsyncBlobs, folder: Path) -> str:
         return await blobs.upload(listing)
 
 
+async def patiently(work: Callable[[], Awaitable[_T]], seconds: float = PATIENCE_SECONDS) -> _T:
+    """Do what needs the optimizer, again and again while it does not answer.
+
+    Raises:
+        UnavailableError: it did not for so long.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return await work()
+        except UnavailableError as error:
+            if time.monotonic() > end:
+                raise
+            print(f"the optimizer does not answer, asked again: {error.message}", file=sys.stderr, flush=True)
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch or publish; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m enginehouse.kubernetes.stage_files", description=__doc__)
@@ -125,9 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _run(options: argparse.Namespace) -> None:
     async with AsyncClient.from_environment(timeout=60.0) as client:
         if options.command == "fetch":
-            await fetch(client.blobs, options.order, options.folder)
+            await patiently(lambda: fetch(client.blobs, options.order, options.folder))
             return
-        tree = await publish(client.blobs, options.folder)
+        tree = await patiently(lambda: publish(client.blobs, options.folder))
     target = Path(os.environ.get("ENGINEHOUSE_TERMINATION_MESSAGE") or TERMINATION_MESSAGE)
     target.write_text(json.dumps({"tree": tree}))
 
