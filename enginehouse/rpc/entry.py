@@ -33,6 +33,7 @@ def run_service(
     *,
     arguments: Sequence[str] | None = None,
     variables: Mapping[str, str] | None = None,
+    run: Callable[[Coroutine[Any, Any, None]], object] = asyncio.run,
 ) -> int:
     """Run one service until SIGTERM or SIGINT.
 
@@ -42,6 +43,7 @@ def run_service(
         serve: serves until a signal; called before there is an event loop, awaited in it.
         arguments: the command line's; `sys.argv`'s when None.
         variables: environment variables that it reads beside its settings, and what they mean.
+        run: runs a coroutine in an event loop of its own.
 
     Returns:
         The exit status: 0 after a signal, 1 when the service could not start, 2 for wrong settings.
@@ -61,7 +63,7 @@ def run_service(
         return WRONG_SETTINGS
     configure_logging(level=chosen.log_level, format=chosen.log_format, service=name)
     try:
-        asyncio.run(serve(chosen))
+        run(serve(chosen))
     except EnginehouseError as error:
         print(f"{command}: {error.message}", file=sys.stderr)
         return CANNOT_START

@@ -6,6 +6,8 @@ import os
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+import uvloop
+
 from enginehouse.rpc.announce import announce_file
 from enginehouse.rpc.entry import run_service
 from enginehouse.rpc.server import run_until_signalled
@@ -38,4 +40,13 @@ async def _serve(settings: InferenceSettings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 after a signal, 1 when it could not start, 2 for wrong settings."""
     description = "Serves engines by the Open Inference Protocol, over gRPC."
-    return run_service("inference", description, InferenceSettings, serve, arguments=arguments, variables=VARIABLES)
+    # A tenth less CPU time a request than asyncio's own loop (results/epyc-2-cores/serving).
+    return run_service(
+        "inference",
+        description,
+        InferenceSettings,
+        serve,
+        arguments=arguments,
+        variables=VARIABLES,
+        run=uvloop.run,
+    )

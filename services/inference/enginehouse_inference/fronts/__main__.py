@@ -13,6 +13,7 @@ import socket
 import sys
 
 import structlog
+import uvloop
 
 from enginehouse.errors import EnginehouseError
 from enginehouse.rpc.logging import configure_logging
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> int:
     changes = {"port": port} if number == 0 else {"port": port, "health_port": None}
     settings = InferenceSettings().model_copy(update=changes)
     configure_logging(level=settings.log_level, format=settings.log_format, service=f"inference-front-{number}")
-    return asyncio.run(_run(settings, socket.socket(fileno=descriptor)))
+    return uvloop.run(_run(settings, socket.socket(fileno=descriptor)))
 
 
 async def _run(settings: InferenceSettings, sock: socket.socket) -> int:
