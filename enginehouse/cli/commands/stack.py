@@ -82,6 +82,10 @@ def _serve(
     inference_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Of the first process; the others take those after it. 0: free ones.")
     ] = DEFAULT_PORTS["inference"],
+    fronts: Annotated[
+        str | None,
+        typer.Option(help="Processes that share each port: a number, or auto. Absent: ENGINEHOUSE_FRONTS, else 1."),
+    ] = None,
     timeout: Timeout = 60.0,
 ) -> None:
     """Serve on this machine's devices until Ctrl-C or SIGTERM: a process each, started again when it ends.
@@ -93,6 +97,7 @@ def _serve(
         context.home(),
         {"inference": inference_port},
         timeout=timeout,
+        variables={} if fronts is None else {"ENGINEHOUSE_FRONTS": _checked_fronts(fronts)},
         devices=devices,
         services=("inference",),
         optimizer=optimizer,
@@ -108,6 +113,12 @@ def _serve(
         for number, handler in before.items():
             signal.signal(number, handler)
         down(options.home, report=say)
+
+
+def _checked_fronts(fronts: str) -> str:
+    if fronts != "auto" and not (fronts.isdecimal() and int(fronts) > 0):
+        raise InvalidArgumentError(f'--fronts {fronts!r} is not valid: expected a number from 1 on, or "auto"')
+    return fronts
 
 
 def _down(
