@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from enginehouse.errors import EnginehouseError, FailedPreconditionError, NotFoundError, UnavailableError
 
 _FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) -> \d+")
+# Of kubectl's libraries, such as "E1124 03:06:30.156677 ...": its own line says the same in fewer words.
+_LIBRARY_LINE = re.compile(r"[EWIF]\d{4} ")
 _ERROR_LINES = 5
 _FIRST_PAUSE, _MOST_PAUSE = 0.2, 5.0
 
@@ -110,7 +112,8 @@ class PortForward:
     def _read_errors(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            self._errors.append(line.strip())
+            if not _LIBRARY_LINE.match(line):
+                self._errors.append(line.strip())
 
 
 def _error_of(target: str, namespace: str, said: Sequence[str], timeout: float) -> EnginehouseError:
