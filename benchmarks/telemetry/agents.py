@@ -113,24 +113,25 @@ class SimulatedAgent:
         return int(port)
 
     async def _stream(self, request: pb.StreamSamplesRequest, context: Any) -> AsyncIterator[bytes]:
-        period = request.period.ToNanoseconds() / 1e9
+        period, queue = request.period.ToNanoseconds() / 1e9, request.queue or 16
         number = int(time.time() / period) + 1
         while True:
             await asyncio.sleep(max(0.0, (number + self._phase) * period - time.time()))
-            # A sample that could not be sent in time is skipped, as an agent's queue would.
-            late = int((time.time() / period) - self._phase) - number
-            number += max(0, late - 16)
-            yield self._next(number)
+            # Of samples that are due and were not sent, the newest are kept, as many as an agent's queue has room for.
+            newest = int(time.time() / period - self._phase)
+            skipped = max(0, newest - queue + 1 - number)
+            number += skipped
+            yield self._next(number, skipped, (number + self._phase) * period)
             number += 1
 
-    def _next(self, number: int) -> bytes:
+    def _next(self, number: int, skipped: int, taken: float) -> bytes:
         sample = self._sample
         sample.sequence = number
-        sample.time.FromNanoseconds(time.time_ns())
+        sample.time.FromNanoseconds(int(taken * 1e9))
         gpu = sample.gpus[number % len(sample.gpus)]
         gpu.utilization_gpu_percent = self._source.uniform(0, 100)
         gpu.power_draw_watts = self._source.uniform(70, 700)
-        return pb.StreamSamplesResponse(sample=sample).SerializeToString()
+        return pb.StreamSamplesResponse(sample=sample, skipped=skipped).SerializeToString()
 
 
 async def serve(count: int, first: int, gpus: int) -> None:

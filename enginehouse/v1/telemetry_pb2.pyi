@@ -864,7 +864,10 @@ class StreamSamplesRequest(_message.Message):
     READ_MASK_FIELD_NUMBER: _builtins.int
     PERIOD_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
+    queue: _builtins.int
+    """Samples that may wait for a slow reader; the oldest go first. The server's own limit when 0 or more than that."""
     @_builtins.property
     def read_mask(self) -> _field_mask_pb2.FieldMask: ...
     @_builtins.property
@@ -882,10 +885,11 @@ class StreamSamplesRequest(_message.Message):
         read_mask: _field_mask_pb2.FieldMask | None = ...,
         period: _duration_pb2.Duration | None = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
+        queue: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["period", b"period", "read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "parent", b"parent", "period", b"period", "read_mask", b"read_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "parent", b"parent", "period", b"period", "queue", b"queue", "read_mask", b"read_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,8 +66,10 @@ class TelemetryService(pb_grpc.TelemetryServicer):
         mask = ReadMask(request.read_mask.paths)
         period = stream_period(request)
         chosen = select_gpus(request.devices, self._present(), self._gpus.message)
+        if request.queue < 0:
+            raise InvalidArgumentError(f"queue {request.queue} is not valid: expected 0 or more")
         try:
-            with self._hub.streams.subscribe(period) as subscription:
+            with self._hub.streams.subscribe(period, request.queue) as subscription:
                 while True:
                     delivery = await subscription.next()
                     sample = mask.apply(only(delivery.sample, chosen))

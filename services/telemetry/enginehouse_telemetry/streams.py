@@ -109,15 +109,15 @@ class Streams:
         """Seconds between samples now."""
         return self._period
 
-    def subscribe(self, period: float) -> Subscription:
-        """A subscription that gets a sample every `period` seconds.
+    def subscribe(self, period: float, queue: int = 0) -> Subscription:
+        """A subscription that gets a sample every `period` seconds; at most `queue` wait for it (`capacity` when 0).
 
         Raises:
             StreamsClosed: the server is stopping.
         """
         if self._closed:
             raise StreamsClosed
-        subscription = Subscription(self, period, self._capacity)
+        subscription = Subscription(self, period, min(queue or self._capacity, self._capacity))
         self._subscriptions.add(subscription)
         self._adapt()
         return subscription

@@ -11,6 +11,7 @@ from enginehouse_telemetry.aggregator.agent_stream import AgentAccess
 from enginehouse_telemetry.aggregator.cluster import Cluster
 from enginehouse_telemetry.aggregator.consumers import Consumers
 from enginehouse_telemetry.aggregator.crowd import Crowd
+from enginehouse_telemetry.aggregator.pacer import Pacer
 from enginehouse_telemetry.aggregator.service import ClusterService
 
 from enginehouse.rpc.server import RpcServer, Service
@@ -104,7 +105,8 @@ class World:
             PARENT, late=3, lost=15, max_nodes=max_nodes, on_change=self.consumers.publish, clock=lambda: self.now
         )
         request = pb.StreamSamplesRequest(parent=PARENT)
-        self.crowd = Crowd(self.cluster, access or AgentAccess(), request, max_agents=max_nodes)
+        self.pacer = Pacer(1.0)
+        self.crowd = Crowd(self.cluster, access or AgentAccess(), request, pacer=self.pacer, max_agents=max_nodes)
         self.service = ClusterService(self.cluster, self.consumers, project="default", slow_seconds=slow)
         self.server = RpcServer(
             ServerSettings(),

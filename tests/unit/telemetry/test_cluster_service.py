@@ -260,7 +260,7 @@ async def test_metrics(world: World) -> None:
     world.take(sample("b", 1, lost))
     world.cluster.meet("c")
     registry = CollectorRegistry()
-    registry.register(ClusterMetrics(world.cluster, world.crowd, world.consumers))
+    registry.register(ClusterMetrics(world.cluster, world.crowd, world.consumers, world.pacer))
     families = {one.name: one for one in text_string_to_metric_families(generate_latest(registry).decode())}
 
     def values(name: str) -> dict[tuple[str, ...], float]:

@@ -10,6 +10,7 @@ import pytest
 from enginehouse_telemetry.aggregator.cluster import Cluster, Node, NodeState
 from enginehouse_telemetry.aggregator.consumers import Consumers
 from enginehouse_telemetry.aggregator.filters import MAX_PATTERNS, ClusterFilter
+from enginehouse_telemetry.aggregator.pacer import Pacer
 from enginehouse_telemetry.aggregator.views import View
 from enginehouse_telemetry.masks import ReadMask
 from enginehouse_telemetry.streams import StreamsClosed
@@ -214,3 +215,27 @@ def test_a_mask_is_of_samples() -> None:
 def test_filters_that_are_refused(lists: dict[str, list[str]], word: str) -> None:
     with pytest.raises(InvalidArgumentError, match=word):
         view(**lists)
+
+
+def test_reads_are_fewer_while_the_event_loop_is_late() -> None:
+    pacer = Pacer(1.0)
+    pacer.observe(0.2)
+    assert pacer.pause == 0
+    for _ in range(20):
+        pacer.observe(1.0)
+    assert pacer.pause == 4.0
+    pacer.observe(0.1)  # neither late nor calm: as it is
+    assert pacer.pause == 4.0
+    for _ in range(100):
+        pacer.observe(0.0)
+    assert pacer.pause == 0
+
+
+def test_a_node_is_not_late_for_our_own_pause() -> None:
+    world = Watched()
+    node = world.take(sample("a"))
+    world.now = 10.0
+    world.cluster.sweep(["a"], slack=8.0)
+    assert node is not None and node.state is NodeState.LIVE
+    world.cluster.sweep(["a"], slack=2.0)
+    assert node.state is NodeState.LATE

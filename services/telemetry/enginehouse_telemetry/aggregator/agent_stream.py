@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from enginehouse.v1 import telemetry_pb2 as pb
+from enginehouse_telemetry.aggregator.pacer import Pacer
 
 STREAM_SAMPLES = "/enginehouse.v1.Telemetry/StreamSamples"
 
@@ -28,6 +29,9 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # What may be on its way without being read, a few samples: the newest wait at the agent, which drops older ones.
+    ("grpc.http2.lookahead_bytes", 16 << 10),
+    ("grpc.http2.bdp_probe", 0),
 )
 
 
@@ -77,6 +81,7 @@ class AgentStream:
         access: AgentAccess,
         request: pb.StreamSamplesRequest,
         *,
+        pacer: Pacer,
         on_response: OnResponse,
         on_problem: OnProblem,
         first_wait: float = FIRST_WAIT,
@@ -85,6 +90,7 @@ class AgentStream:
         self.connected = False
         self.reconnects = 0
         self._access, self._request = access, request
+        self._pacer = pacer
         self._on_response, self._on_problem = on_response, on_problem
         self._first_wait = first_wait
 
@@ -120,5 +126,7 @@ class AgentStream:
             async for response, size in call:
                 self.connected = True
                 self._on_response(response, size, self.address)
+                if self._pacer.pause:
+                    await asyncio.sleep(self._pacer.pause)
         finally:
             call.cancel()

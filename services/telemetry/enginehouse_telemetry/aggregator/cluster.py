@@ -124,15 +124,19 @@ class Cluster:
         self._on_change(node, now)
         return node
 
-    def sweep(self, listed: Iterable[str]) -> None:
-        """Mark nodes that are late or lost, and forget the lost ones that are not among the listed ids."""
+    def sweep(self, listed: Iterable[str], slack: float = 0.0) -> None:
+        """Mark nodes that are late or lost, and forget the lost ones that are not among the listed ids.
+
+        Args:
+            slack: seconds that samples may take longer because we read them later.
+        """
         now = self._clock()
         kept = frozenset(listed)
         for node in self.nodes():
             silent = now - node.heard
-            if silent <= self._late:
+            if silent <= self._late + slack:
                 continue
-            state = NodeState.LOST if silent > self._lost else NodeState.LATE
+            state = NodeState.LOST if silent > self._lost + slack else NodeState.LATE
             if state is NodeState.LOST and node.id not in kept:
                 state = NodeState.REMOVED
             message = self._why(node, silent)

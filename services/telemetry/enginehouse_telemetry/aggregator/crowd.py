@@ -14,6 +14,7 @@ from enginehouse.v1 import telemetry_pb2 as pb
 from enginehouse_telemetry.aggregator.agent_stream import AgentAccess, AgentStream
 from enginehouse_telemetry.aggregator.cluster import Cluster
 from enginehouse_telemetry.aggregator.discovery import AgentAddress, AgentSource
+from enginehouse_telemetry.aggregator.pacer import Pacer
 
 # Waits before discovery is begun again after a failure that it did not foresee.
 _DISCOVERY_WAIT = 5.0
@@ -52,11 +53,12 @@ class Crowd:
         access: AgentAccess,
         request: pb.StreamSamplesRequest,
         *,
+        pacer: Pacer,
         max_agents: int,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._cluster, self._access, self._request = cluster, access, request
-        self._max_agents, self._wall = max_agents, wall
+        self._pacer, self._max_agents, self._wall = pacer, max_agents, wall
         self._members: dict[str, _Member] = {}
         self._found = asyncio.Event()
         self.counts = Counts()
@@ -122,6 +124,7 @@ class Crowd:
             agent.address,
             self._access,
             self._request,
+            pacer=self._pacer,
             on_response=self._take,
             on_problem=lambda problem: self._problem(agent.address, problem),
         )

@@ -25,6 +25,7 @@ from enginehouse_telemetry.aggregator.crowd import Crowd
 from enginehouse_telemetry.aggregator.discovery import AgentSource, ListedAgents, split_addresses
 from enginehouse_telemetry.aggregator.endpoint_slices import parse_service
 from enginehouse_telemetry.aggregator.metrics import ClusterMetrics
+from enginehouse_telemetry.aggregator.pacer import Pacer
 from enginehouse_telemetry.aggregator.service import ClusterService
 from enginehouse_telemetry.aggregator.service_agents import ServiceAgents, kubernetes_api
 from enginehouse_telemetry.aggregator.settings import AggregatorSettings
@@ -55,9 +56,10 @@ class Aggregator:
             max_nodes=settings.max_nodes,
             on_change=self._consumers.publish,
         )
-        request = pb.StreamSamplesRequest(parent=parent)
+        request = pb.StreamSamplesRequest(parent=parent, queue=1)
         request.period.FromNanoseconds(int(settings.interval_seconds * 1e9))
-        self._crowd = Crowd(self._cluster, _access(settings), request, max_agents=settings.max_nodes)
+        self._pacer = Pacer(settings.interval_seconds)
+        self._crowd = Crowd(self._cluster, _access(settings), request, pacer=self._pacer, max_agents=settings.max_nodes)
         self._source = _source(settings)
         service = ClusterService(
             self._cluster,
@@ -79,7 +81,8 @@ class Aggregator:
 
     async def _start(self) -> None:
         self._serve_metrics()
-        self._tasks = [asyncio.create_task(self._crowd.follow(self._source)), asyncio.create_task(self._sweep())]
+        work = (self._crowd.follow(self._source), self._pacer.run(), self._sweep())
+        self._tasks = [asyncio.create_task(one) for one in work]
         if not await self._crowd.wait_for_agents(DISCOVERY_SECONDS):
             _log.warning("the agents are not known yet", seconds=DISCOVERY_SECONDS)
 
@@ -107,7 +110,7 @@ class Aggregator:
         if settings.metrics_port is None:
             return
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(ClusterMetrics(self._cluster, self._crowd, self._consumers))
+        registry.register(ClusterMetrics(self._cluster, self._crowd, self._consumers, self._pacer))
         host = (settings.metrics_host or settings.host).strip("[]")
         try:
             self._metrics, _ = start_http_server(settings.metrics_port, addr=host, registry=registry)
@@ -121,7 +124,7 @@ class Aggregator:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            self._cluster.sweep(self._crowd.listed())
+            self._cluster.sweep(self._crowd.listed(), 2 * self._pacer.pause)
 
 
 def _source(settings: AggregatorSettings) -> AgentSource:

@@ -13,6 +13,7 @@ from enginehouse.v1 import telemetry_pb2 as pb
 from enginehouse_telemetry.aggregator.cluster import Cluster, Node, NodeState
 from enginehouse_telemetry.aggregator.consumers import Consumers
 from enginehouse_telemetry.aggregator.crowd import Crowd
+from enginehouse_telemetry.aggregator.pacer import Pacer
 
 # Suffix of `enginehouse_cluster_gpu_`, the sample's field, what to divide the sum by, what it says.
 _SUMS = (
@@ -27,8 +28,8 @@ _SUMS = (
 class ClusterMetrics(Collector):
     """Sums by product and namespace; what of the nodes, the agents and the readers."""
 
-    def __init__(self, cluster: Cluster, crowd: Crowd, consumers: Consumers) -> None:
-        self._cluster, self._crowd, self._consumers = cluster, crowd, consumers
+    def __init__(self, cluster: Cluster, crowd: Crowd, consumers: Consumers, pacer: Pacer) -> None:
+        self._cluster, self._crowd, self._consumers, self._pacer = cluster, crowd, consumers, pacer
 
     def collect(self) -> Iterator[Metric]:
         nodes = self._cluster.nodes()
