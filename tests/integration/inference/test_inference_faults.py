@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 StartServer = Callable[..., Server]
+FRONTS = pytest.mark.parametrize("fronts", ["1", "2"])
 
 
 def code(error: Any) -> str:
@@ -139,8 +140,11 @@ def test_a_model_limits_how_long_its_requests_wait(server: Server, client: Any, 
     client.unload_model("strict")
 
 
-def test_a_worker_that_is_killed_costs_what_was_in_flight_and_no_more(start_server: StartServer, models: Path) -> None:
-    server = start_server()
+@FRONTS
+def test_a_worker_that_is_killed_costs_what_was_in_flight_and_no_more(
+    start_server: StartServer, models: Path, fronts: str
+) -> None:
+    server = start_server(fronts=fronts)
     client = server.client()
     for model in ("double", "slow"):
         load(client, models, model)
@@ -208,8 +212,9 @@ def test_a_worker_dies_with_its_front(start_server: StartServer, models: Path) -
     wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_sigterm_finishes_what_runs_and_exits_0(start_server: StartServer, models: Path) -> None:
-    server = start_server()
+@FRONTS
+def test_sigterm_finishes_what_runs_and_exits_0(start_server: StartServer, models: Path, fronts: str) -> None:
+    server = start_server(fronts=fronts)
     client = server.client()
     load(client, models, "slow")
     (worker,) = server.workers()
@@ -229,7 +234,8 @@ def test_sigterm_finishes_what_runs_and_exits_0(start_server: StartServer, model
 
 
 def test_bad_settings_and_a_port_in_use_are_told(server: Server, start_server: StartServer) -> None:
-    with pytest.raises(AssertionError, match="port is in use"):
-        start_server("second", port=str(server.port))
+    for fronts in ("1", "2"):
+        with pytest.raises(AssertionError, match="port is in use"):
+            start_server("second", port=str(server.port), fronts=fronts)
     with pytest.raises(AssertionError, match="wrong settings"):
         start_server("third", max_queue_size="none")
