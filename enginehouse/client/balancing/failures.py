@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from enginehouse.errors import (
+    CancelledError,
     DataLossError,
     EnginehouseError,
     InternalError,
@@ -51,6 +52,9 @@ def kind_of(error: EnginehouseError, *, connected: bool = True) -> Kind:
         if error.retry_after_seconds is not None:
             return Kind.BUSY
         return Kind.LOST if connected else Kind.UNREACHABLE
+    if isinstance(error, CancelledError):
+        # Our own cancellations are no statuses. gRPC's servers answer so what comes in the moment in which they stop.
+        return Kind.LOST
     if isinstance(error, ResourceExhaustedError):
         # Without a time it is a limit that the next try meets too, such as a message's size.
         return Kind.FINAL if error.retry_after_seconds is None else Kind.BUSY

@@ -7,16 +7,20 @@ from collections.abc import Callable
 
 import grpc.aio
 import structlog
+from prometheus_client.registry import Collector
 
 from enginehouse.rpc.authorization import Authorizer
 from enginehouse.rpc.server import RpcServer
 from enginehouse.workers.environments import WorkerEnvironments
+from enginehouse_inference.desired.choice import EngineChoice
 from enginehouse_inference.desired.fetch import EngineCache
 from enginehouse_inference.desired.models import DesiredModels
 from enginehouse_inference.desired.pace import Pace
 from enginehouse_inference.desired.state import StateFile
 from enginehouse_inference.desired.watch import Watcher
 from enginehouse_inference.devices.devices import Devices
+from enginehouse_inference.devices.facts import DeviceFacts
+from enginehouse_inference.fronts.metrics import FrontMetrics
 from enginehouse_inference.fronts.servers import FrontServers
 from enginehouse_inference.metrics import InferenceMetrics
 from enginehouse_inference.metrics_server import MetricsServer
@@ -52,19 +56,26 @@ class InferenceApp:
         cache_dir = settings.cache_dir.expanduser()
         channel = self._channel_maker()
         self.catalog = Catalog(self._readiness_changed)
-        self.devices = Devices(environments, settings.device, settings.supervisor)
+        self.devices = Devices(environments, settings.device, settings.supervisor, settings.worker_per_model)
         pace = Pace(settings.fetch_megabytes_per_second * 1e6)
-        cache = EngineCache(cache_dir, channel, settings.optimizer, pace)
+        engines = EngineChoice(
+            EngineCache(cache_dir, channel, settings.optimizer, pace),
+            channel,
+            DeviceFacts(environments, settings.device).here,
+            settings.missing_engine,
+            target=settings.optimizer,
+            gpu_product=settings.gpu_product,
+        )
         self._manager = ModelManager(
             self.catalog,
             self.devices,
-            cache,
+            engines,
             defaults=QueueDefaults(settings.max_queue_size),
             drain_seconds=settings.drain_seconds,
             device_batches=settings.device_batches,
             concurrent_loads=settings.concurrent_loads,
         )
-        self.desired = DesiredModels(self._manager, self.catalog, cache, settings.allowed_load_directories)
+        self.desired = DesiredModels(self._manager, self.catalog, engines, settings.allowed_load_directories)
         self._watcher = (
             Watcher(channel, settings.project, StateFile(cache_dir, settings.project), self.desired.apply)
             if channel is not None
@@ -73,7 +84,7 @@ class InferenceApp:
         regions = Regions(on_unused=self.devices.close_region)
         refusals = Refusals()
         self._tracing = start_tracing(settings.tracing, settings.trace_rate)
-        self._metrics = InferenceMetrics(self.catalog, self.devices, refusals)
+        self._metrics: list[Collector] = [InferenceMetrics(self.catalog, self.devices, refusals)]
         self._metrics_server: MetricsServer | None = None
         management = ManagementMethods(
             self.catalog,
@@ -94,6 +105,7 @@ class InferenceApp:
             self.server = front_server(settings, self._inference, host, authorizer)
         else:
             self.server = FrontServers(settings, settings.front_count, host)
+            self._metrics.append(FrontMetrics(self.server))
 
     async def start(self) -> None:
         """Bring up what is wanted."""

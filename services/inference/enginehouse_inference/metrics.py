@@ -113,8 +113,8 @@ class InferenceMetrics(Collector):
         deaths = CounterMetricFamily(
             "enginehouse_inference_worker_deaths", "Workers that died or were killed and replaced.", labels=("worker",)
         )
-        for worker in self._devices.workers:
-            deaths.add_metric((worker.name,), worker.deaths)
+        for name, count in self._devices.deaths().items():
+            deaths.add_metric((name,), count)
         yield deaths
 
 

@@ -43,6 +43,17 @@ class InferenceSettings(ServerSettings):
     optimizer: str = Field(
         default="", description="host:port of the optimizer, whose serving configurations are followed; empty: none."
     )
+    missing_engine: Literal["wait", "fallback", "fail"] = Field(
+        default="fail",
+        description="What to do when a configured engine was built for another GPU or TensorRT, and none like it for "
+        "this one is published. wait: have the optimizer build it, and serve it then; fallback: serve another engine "
+        "of the model with the same inputs and outputs that runs here; fail: serve none.",
+    )
+    gpu_product: str = Field(
+        default="",
+        description="This process's GPU as the node label nvidia.com/gpu.product has it, where its name does not say "
+        "(MIG, time-slicing): what an engine is asked for, with wait.",
+    )
     cache_dir: Path = Field(
         default=Path("~/.cache/enginehouse/inference"), description="Where engines and the last desired state are kept."
     )
@@ -61,6 +72,11 @@ class InferenceSettings(ServerSettings):
         "0: as many as they have instances.",
     )
     concurrent_loads: int = Field(default=4, ge=1, description="Engines that are fetched and loaded at once.")
+    worker_per_model: bool = Field(
+        default=False,
+        description="On the CPU, run each loaded version in a worker process of its own: a load then stalls no other "
+        "model, nor the version that it replaces, and a crash costs one model. Each process takes some 80 MB.",
+    )
     fetch_megabytes_per_second: float = Field(
         default=0.0, ge=0, description="How fast engines may come from the optimizer, all together; 0: without limit."
     )

@@ -136,6 +136,15 @@ def main(root: Path) -> None:
         max_batch_size=4,
         constants=[numpy_helper.from_array(np.array(True), "yes")],
     )
+    # Takes long to load: some thousand nodes that differ.
+    count = 3000
+    write(
+        root / "large",
+        [node("Add", [f"x{n}" if n else "x", f"c{n}"], [f"x{n + 1}" if n + 1 < count else "y"]) for n in range(count)],
+        [("x", float32, ["b", 4])],
+        [("y", float32, ["b", 4])],
+        constants=[numpy_helper.from_array(np.full(4, n, np.float32), f"c{n}") for n in range(count)],
+    )
     broken = root / "broken"
     write(broken, [node("Identity", ["x"], ["y"])], [("x", float32, ["b"])], [("y", float32, ["b"])])
     (broken / "model.onnx").write_bytes(b"this is no model")

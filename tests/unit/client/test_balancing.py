@@ -17,6 +17,7 @@ from simulated_time import simulate
 
 from enginehouse import Balancing, Hedging, Retry
 from enginehouse.errors import (
+    CancelledError,
     DeadlineExceededError,
     EnginehouseError,
     FailedPreconditionError,
@@ -103,6 +104,15 @@ def test_what_may_not_be_sent_again_is_not(error: EnginehouseError) -> None:
         with pytest.raises(type(error)):
             await world.infer(1)
         assert world.sends == 1
+
+    simulate(go())
+
+
+def test_a_request_that_came_while_its_server_stopped_goes_to_another() -> None:
+    async def go() -> None:
+        world = World([Simulated(raises=CancelledError("CANCELLED")), Simulated()])
+        await world.infer(1)
+        await world.infer(1)
 
     simulate(go())
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
+from collections import Counter
 
 from enginehouse.errors import FailedPreconditionError
 from enginehouse.workers.environments import BACKEND_ENVIRONMENTS, WorkerEnvironments
@@ -25,13 +27,26 @@ class Devices:
     """The worker of each environment on this process's device, started when first needed.
 
     A process has one device. Where that is a GPU, engines that were built for a CPU run beside it, on the CPU.
+
+    Args:
+        per_model: on the CPU, start a worker for each engine, which ends with it.
     """
 
-    def __init__(self, environments: WorkerEnvironments, device: str, settings: SupervisorSettings) -> None:
+    def __init__(
+        self,
+        environments: WorkerEnvironments,
+        device: str,
+        settings: SupervisorSettings,
+        per_model: bool = False,
+    ) -> None:
         self._environments = environments
         self._device = device
         self._settings = settings
-        self._workers: dict[tuple[str, str], DeviceWorker] = {}
+        self._per_model = per_model
+        self._workers: dict[tuple[str, str, int], DeviceWorker] = {}
+        self._numbers = itertools.count(1)
+        # Of workers that ended with their engines.
+        self._past_deaths: Counter[str] = Counter()
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -60,10 +75,24 @@ class Devices:
             )
         environment = self._environments.for_backend(backend)
         device = CPU if kind == "cpu" else self._device
-        key = (BACKEND_ENVIRONMENTS[backend], device)
+        alone = self._per_model and device == CPU
+        key = (BACKEND_ENVIRONMENTS[backend], device, next(self._numbers) if alone else 0)
         if key not in self._workers:
-            self._workers[key] = DeviceWorker(environment, device, self._settings)
+            ended = (lambda: self._ended(key)) if alone else None
+            self._workers[key] = DeviceWorker(environment, device, self._settings, ended=ended)
         return self._workers[key]
+
+    def deaths(self) -> dict[str, int]:
+        """How many workers of each name ended without being told to."""
+        found = Counter(self._past_deaths)
+        for worker in self._workers.values():
+            found[worker.name] += worker.deaths
+        return dict(found)
+
+    def _ended(self, key: tuple[str, str, int]) -> None:
+        worker = self._workers.pop(key, None)
+        if worker is not None:
+            self._past_deaths[worker.name] += worker.deaths
 
     def require_cuda_memory(self) -> None:
         """Check that clients' CUDA memory is of use here.

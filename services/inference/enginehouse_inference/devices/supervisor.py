@@ -38,15 +38,24 @@ class DeviceWorker:
 
     It starts when the first engine is wanted. When it dies or hangs, what was in flight fails with UnavailableError and
     a new one loads every engine again, except those that crashed it too often.
+
+    Args:
+        ended: given where it is for one engine only: it stops with that engine, and says so.
     """
 
     def __init__(
-        self, environment: WorkerEnvironment, device: str, settings: SupervisorSettings, start: Start | None = None
+        self,
+        environment: WorkerEnvironment,
+        device: str,
+        settings: SupervisorSettings,
+        start: Start | None = None,
+        ended: Callable[[], None] | None = None,
     ) -> None:
         self._environment = environment
         self._device = device
         self._settings = settings
         self._start: Start = start or _start
+        self._ended = ended
         self._worker: WorkerProcess | None = None
         self._hosted: dict[str, Hosted] = {}
         self._wake = asyncio.Event()
@@ -118,13 +127,19 @@ class DeviceWorker:
         except BaseException:
             self._hosted.pop(key, None)
             # A load that was cancelled half-way may still succeed in the worker.
-            if hosted.loading or hosted.ready:
+            if self._ended is not None:
+                await self._end()
+            elif hosted.loading or hosted.ready:
                 await self._unload(key)
             raise
 
     async def unload(self, key: str) -> None:
         """Unload an engine once what runs of it has run. Nothing when it is not loaded."""
-        if self._hosted.pop(key, None) is not None:
+        if self._hosted.pop(key, None) is None:
+            return
+        if self._ended is not None:
+            await self._end()
+        else:
             await self._unload(key)
 
     async def infer(
@@ -184,6 +199,11 @@ class DeviceWorker:
         if self._worker is not None:
             await self._worker.close()
             self._worker = None
+
+    async def _end(self) -> None:
+        await self.close()
+        if self._ended is not None:
+            self._ended()
 
     async def _unload(self, key: str) -> None:
         if self._worker is not None and self._worker.alive:

@@ -1,0 +1,1 @@
+"""How the inference service bears wrong requests, bad connections and long load."""
