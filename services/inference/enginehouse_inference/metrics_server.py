@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.registry import Collector
 
 from enginehouse.errors import UnavailableError
-from enginehouse_inference.metrics import InferenceMetrics
 
 _log = structlog.get_logger("metrics")
 
@@ -21,9 +22,10 @@ class MetricsServer:
         UnavailableError: the port is in use or the address is not this machine's.
     """
 
-    def __init__(self, metrics: InferenceMetrics, host: str, port: int) -> None:
+    def __init__(self, collectors: Sequence[Collector], host: str, port: int) -> None:
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(metrics)
+        for collector in collectors:
+            registry.register(collector)
         ProcessCollector(registry=registry)
         host = host.strip("[]")
         try:

@@ -62,17 +62,17 @@ def one_client_a_front(server: Server) -> dict[int, Any]:
     raise AssertionError("all connections went to one front")
 
 
-def sample(server: Server, name: str, model: str, more: str = "") -> int:
+def sample(server: Server, name: str, *labels: str) -> int:
     """The value of a metric."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.ports['metrics_port']}/metrics", timeout=10) as answer:
         for line in answer.read().decode().splitlines():
-            if line.startswith(f"{name}{{") and f'model="{model}"' in line and more in line:
+            if line.startswith((f"{name}{{", f"{name} ")) and all(label in line for label in labels):
                 return int(float(line.rpartition(" ")[2]))
-    raise AssertionError(f"no {name} of {model}")
+    raise AssertionError(f"no {name} of {labels}")
 
 
 def cancelled(server: Server, model: str) -> int:
-    return sample(server, "nv_inference_request_failure", model, 'reason="CANCELED"')
+    return sample(server, "nv_inference_request_failure", f'model="{model}"', 'reason="CANCELED"')
 
 
 def shared_descriptors(process: psutil.Process) -> int:
@@ -229,7 +229,7 @@ def test_a_front_that_is_killed_costs_its_connections_and_no_more(
     wait_for(lambda: worker.cpu_times().user > busy + 0.1)
     doomed.async_infer("slow", [steps(ENDLESS)], lambda result, error: errors.append(error))
     doomed.infer("identity", [tensor("x", floats(1, COLUMNS), "FP32")])
-    wait_for(lambda: sample(server, "nv_inference_pending_request_count", "slow") == 1)
+    wait_for(lambda: sample(server, "nv_inference_pending_request_count", 'model="slow"') == 1)
     psutil.Process(victim).kill()
     wait_for(lambda: len(errors) == 2)
     assert [str(e.status()) for e in errors] == ["StatusCode.UNAVAILABLE"] * 2
@@ -242,6 +242,8 @@ def test_a_front_that_is_killed_costs_its_connections_and_no_more(
     wait_for(lambda: '"a front listens again"' in server.log())
     again = one_client_a_front(server)
     assert victim not in again
+    assert sample(server, "enginehouse_inference_fronts") == 2
+    assert sample(server, "enginehouse_inference_front_deaths_total") == 1
     for client in again.values():
         np.testing.assert_array_equal(client.infer("identity", [tensor("x", sent, "FP32")]).as_numpy("y"), sent)
     assert server.process.poll() is None and server.workers() == [worker]
