@@ -23,7 +23,7 @@ SETTINGS: Mapping[str, type[ServerSettings]] = {
 # What clients read: the SDK (enginehouse/client/addresses.py, enginehouse/rpc/channels.py) and the CLI.
 CLIENT_VARIABLES = {
     *("HOME", "OPTIMIZER", "INFERENCE", "TELEMETRY"),
-    *("TOKEN_FILE", "CLIENT_CA", "CLIENT_CERTIFICATE", "CLIENT_KEY"),
+    *("CLIENT_TOKEN_FILE", "CLIENT_CA", "CLIENT_CERTIFICATE", "CLIENT_KEY"),
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 
