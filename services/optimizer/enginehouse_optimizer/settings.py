@@ -115,11 +115,6 @@ class OptimizerSettings(ServerSettings):
         pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
         description="Tells this optimizer's Jobs from another one's in the namespace.",
     )
-    kubernetes_token_audience: str = Field(
-        "enginehouse",
-        description="Audience of the service account token that pods of Jobs show this optimizer; empty: they have "
-        "none.",
-    )
     kubernetes_max_jobs: int = Field(16, ge=1, description="Jobs at once; more stages wait for one to end.")
     kubernetes_pending_seconds: float = Field(
         1800.0, gt=0, description="For how long a Job's pod may wait for a node before its stage fails."

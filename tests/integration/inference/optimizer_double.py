@@ -52,9 +52,9 @@ class OptimizerDouble(serving_pb2_grpc.ServingConfigsServicer, engines_pb2_grpc.
         if server is not None:
             server.stop(0).wait()
 
-    def publish(self, name: str, directory: Path) -> str:
-        """Publish an engine directory; returns its resource name."""
-        engine = engines_pb2.Engine(name=f"projects/default/engines/{name}")
+    def publish(self, name: str, directory: Path, **facts: Any) -> str:
+        """Publish an engine directory, with what else is said of the engine; returns its resource name."""
+        engine = engines_pb2.Engine(name=f"projects/default/engines/{name}", **facts)
         for path in sorted(directory.iterdir()):
             data = path.read_bytes()
             digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -100,6 +100,10 @@ class OptimizerDouble(serving_pb2_grpc.ServingConfigsServicer, engines_pb2_grpc.
         if request.name not in self._engines:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no engine {request.name}")
         return self._engines[request.name]
+
+    def ListEngines(self, request: Any, context: Any) -> engines_pb2.ListEnginesResponse:
+        found = [engine for engine in self._engines.values() if engine.model == request.model]
+        return engines_pb2.ListEnginesResponse(engines=found)
 
 
 class _Blobs(blobs_pb2_grpc.BlobsServicer):

@@ -43,7 +43,6 @@ class World:
             "ENGINEHOUSE_KUBERNETES_NAMESPACE": "enginehouse",
             "ENGINEHOUSE_KUBERNETES_CLIENT_IMAGE": "client:1",
             "ENGINEHOUSE_KUBERNETES_OPTIMIZER": f"127.0.0.1:{port}",
-            "ENGINEHOUSE_KUBERNETES_TOKEN_AUDIENCE": "",
         }
 
     def jobs(self, stage: str = "") -> list[Any]:

@@ -45,6 +45,7 @@ class EngineCache:
         target: str = "",
         pace: Pace | None = None,
     ) -> None:
+        self.root = root
         self._engines = root / "engines"
         self._store = BlobStore(root / "blobs")
         self._channel = channel

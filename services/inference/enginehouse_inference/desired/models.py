@@ -9,7 +9,7 @@ import structlog
 
 from enginehouse.errors import AbortedError, FailedPreconditionError, NotFoundError, PermissionDeniedError
 from enginehouse.v1 import serving_pb2
-from enginehouse_inference.desired.fetch import EngineCache
+from enginehouse_inference.desired.choice import EngineChoice
 from enginehouse_inference.models.catalog import Catalog
 from enginehouse_inference.models.load_request import plan_from_load
 from enginehouse_inference.models.manager import ModelManager
@@ -26,7 +26,7 @@ class DesiredModels:
     """
 
     def __init__(
-        self, manager: ModelManager, catalog: Catalog, cache: EngineCache, load_directories: tuple[Path, ...] | None
+        self, manager: ModelManager, catalog: Catalog, cache: EngineChoice, load_directories: tuple[Path, ...] | None
     ) -> None:
         self._manager = manager
         self._catalog = catalog

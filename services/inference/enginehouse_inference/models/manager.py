@@ -37,6 +37,9 @@ _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 class Engines(Protocol):
     """Where engines come from."""
 
+    async def choose(self, engine: str) -> str:
+        """The engine to serve where a published one is configured; may take as long as a build."""
+
     async def directory(self, engine: str) -> Path:
         """The local directory of a published engine, complete and verified."""
 
@@ -149,8 +152,10 @@ class ModelManager:
             return
         self._catalog.set_state(plan.name, version.version, State.LOADING)
         try:
+            # Before its turn: a build that is waited for must not hold up loads of engines that are there.
+            chosen = await self._engines.choose(version.engine) if version.engine else ""
             async with self._loading:
-                loaded = await self._load(plan, version)
+                loaded = await self._load(plan, version, chosen)
         except EnginehouseError as error:
             _log.error("load failed", model=plan.name, version=version.version, reason=error.message)
             self._catalog.set_state(plan.name, version.version, State.UNAVAILABLE, error.message)
@@ -168,14 +173,14 @@ class ModelManager:
             "serving",
             model=plan.name,
             version=version.version,
-            engine=version.engine or str(version.directory),
+            engine=chosen or str(version.directory),
             seconds=round(loaded.loaded.seconds, 3),
         )
         if old is not None:
             await asyncio.shield(old.close(self._drain_seconds))
 
-    async def _load(self, plan: ModelPlan, version: VersionPlan) -> ModelVersion:
-        directory = version.directory or await self._engines.directory(version.engine)
+    async def _load(self, plan: ModelPlan, version: VersionPlan, chosen: str) -> ModelVersion:
+        directory = version.directory or await self._engines.directory(chosen)
         engine, warmup = await asyncio.to_thread(_read_engine, directory)
         worker = self._devices.worker(engine.backend, engine.device_kind)
         key = f"{plan.name}:{version.version}:{next(self._loads)}"

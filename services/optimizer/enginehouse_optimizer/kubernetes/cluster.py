@@ -52,7 +52,8 @@ class Cluster:
             optimizer=settings.kubernetes_optimizer or f"{_SERVICE}.{namespace}.svc:{settings.port}",
             instance=settings.kubernetes_instance,
             template=load_template(settings.kubernetes_job_template),
-            token_audience=settings.kubernetes_token_audience,
+            token_audience=settings.auth_audience if settings.auth == "kubernetes" else "",
+            plaintext=settings.tls_certificate is None,
             pending_seconds=settings.kubernetes_pending_seconds,
             image_seconds=settings.kubernetes_image_seconds,
         )

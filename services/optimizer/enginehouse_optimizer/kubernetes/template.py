@@ -68,6 +68,7 @@ class ClusterSettings:
         template: the operator's pod (`metadata`, `spec`); its containers named fetch, worker and publish are laid over
             ours. The extended resource that its worker's limits name is how a GPU is asked for.
         token_audience: of the service account token that the pod shows the optimizer; empty: none.
+        plaintext: the optimizer speaks no TLS, so that the token goes over plain text (which its settings allow).
         pending_seconds: how long a pod may wait for a node.
         image_seconds: how long an image may fail to be pulled.
         kept_seconds: how long an ended Job that nobody deletes stays.
@@ -79,7 +80,8 @@ class ClusterSettings:
     optimizer: str
     instance: str = "optimizer"
     template: Mapping[str, Any] = field(default_factory=dict)
-    token_audience: str = "enginehouse"
+    token_audience: str = ""
+    plaintext: bool = False
     pending_seconds: float = 1800.0
     image_seconds: float = 120.0
     kept_seconds: int = 86400
@@ -212,7 +214,9 @@ def _containers(settings: ClusterSettings, order: JobOrder) -> list[Object]:
     }
     token = []
     if settings.token_audience:
-        variables["ENGINEHOUSE_TOKEN_FILE"] = f"{TOKEN_FOLDER}/{TOKEN_FILE}"
+        variables["ENGINEHOUSE_CLIENT_TOKEN_FILE"] = f"{TOKEN_FOLDER}/{TOKEN_FILE}"
+        if settings.plaintext:
+            variables["ENGINEHOUSE_CLIENT_ALLOW_PLAINTEXT"] = "true"
         token.append({"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True})
     mounts = [{"name": "stage", "mountPath": FOLDER}, {"name": "tmp", "mountPath": "/tmp"}]
     client: Object = {
