@@ -57,7 +57,7 @@ class AsyncClient(ProjectCalls, InferenceCalls):
         timeout: float = 30.0,
         tls: TLS | None = None,
         token: str | Token | None = None,
-        token_file: Path | None = None,
+        token_file: Path | str | None = None,
         balancing: Balancing | None = None,
     ) -> None:
         self._cluster: Cluster | None = None
@@ -123,7 +123,7 @@ class AsyncClient(ProjectCalls, InferenceCalls):
         timeout: float = 30.0,
         tls: TLS | None = None,
         token: str | Token | None = None,
-        token_file: Path | None = None,
+        token_file: Path | str | None = None,
         balancing: Balancing | None = None,
         release: str = "enginehouse",
         context: str = "",

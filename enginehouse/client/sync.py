@@ -64,7 +64,7 @@ class Client:
         timeout: float = 30.0,
         tls: TLS | None = None,
         token: str | Token | None = None,
-        token_file: Path | None = None,
+        token_file: Path | str | None = None,
         balancing: Balancing | None = None,
     ) -> None:
         inner = AsyncClient(
@@ -102,7 +102,7 @@ class Client:
         timeout: float = 30.0,
         tls: TLS | None = None,
         token: str | Token | None = None,
-        token_file: Path | None = None,
+        token_file: Path | str | None = None,
         balancing: Balancing | None = None,
         release: str = "enginehouse",
         context: str = "",

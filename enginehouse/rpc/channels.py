@@ -32,12 +32,15 @@ class TLS:
         server_name: the name to expect in the servers' certificates, where it is not the address's.
     """
 
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
+    ca: Path | str | None = None
+    certificate: Path | str | None = None
+    key: Path | str | None = None
     server_name: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("ca", "certificate", "key"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, None if path is None else Path(path))
         if (self.certificate is None) != (self.key is None):
             raise InvalidArgumentError("TLS: certificate and key go together: give both or neither")
 
@@ -50,11 +53,7 @@ class TLS:
         try:
             if self.certificate is not None and self.key is not None:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(self.certificate, self.key, password="")
-            return grpc.ssl_channel_credentials(
-                root_certificates=self.ca.read_bytes() if self.ca else None,
-                private_key=self.key.read_bytes() if self.key else None,
-                certificate_chain=self.certificate.read_bytes() if self.certificate else None,
-            )
+            return grpc.ssl_channel_credentials(_content(self.ca), _content(self.key), _content(self.certificate))
         except ssl.SSLError:
             raise InvalidArgumentError(
                 f"TLS: {self.certificate} and {self.key} do not go together: expected PEM files of one pair"
@@ -64,7 +63,11 @@ class TLS:
 
     def stamps(self) -> tuple[Stamp | None, ...]:
         """What changes when a file is replaced."""
-        return tuple(_stamp(path) for path in (self.ca, self.certificate, self.key) if path is not None)
+        return tuple(_stamp(Path(path)) for path in (self.ca, self.certificate, self.key) if path is not None)
+
+
+def _content(path: Path | str | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()
 
 
 def _stamp(path: Path) -> Stamp | None:
@@ -83,12 +86,12 @@ class Token:
         allow_plaintext: send it over plain text to other machines, where a mesh or the network encrypts.
     """
 
-    def __init__(self, value: str = "", *, file: Path | None = None, allow_plaintext: bool = False) -> None:
+    def __init__(self, value: str = "", *, file: Path | str | None = None, allow_plaintext: bool = False) -> None:
         """Raises InvalidArgumentError: neither or both are given, or the token has spaces or line breaks in it."""
         if bool(value) == (file is not None):
             raise InvalidArgumentError("a token or a token file: give one of the two")
         self.allow_plaintext = allow_plaintext
-        self._file = file
+        self._file = None if file is None else Path(file)
         self._watched: WatchedFile[str] | None = None
         self._value = _checked(value) if value else ""
 
@@ -121,7 +124,7 @@ def _checked(token: str) -> str:
     return token
 
 
-def token_of(value: str | Token | None, file: Path | None) -> Token | None:
+def token_of(value: str | Token | None, file: Path | str | None) -> Token | None:
     """A token as callers give it; None when they give none.
 
     Raises:
