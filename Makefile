@@ -17,7 +17,7 @@ GPU_WORKERS := tensorrt tf-trt
 MARKS := -m 'not slow'
 # Damaged files for each parser in `make mutate`.
 MUTATIONS ?= 10000
-SOURCES := enginehouse services worker tests benchmarks protos
+SOURCES := enginehouse services worker tests benchmarks protos k8s
 
 .PHONY: help demo install install-dev test test-all mutate test-unit test-integration test-worker test-gpu test-manifests lint format protos protos-check clean
 .PHONY: $(addprefix workers/,$(WORKERS) $(TEST_WORKERS) $(GPU_WORKERS))

@@ -3,8 +3,9 @@
 
     enginehouse-benchmark SUITE
 
-Variables: RESULTS, the folder for results (a pod that takes an evicted one's place goes on there); RESULTS_URL, if set, a URL
-that fsspec knows, to which JOB's results are copied under its name; RESULTS_OPTIONS, what that URL's client takes, as JSON.
+Variables: RESULTS, the folder for results (a pod that takes an evicted one's place goes on there); RESULTS_URL, if set, a
+URL that fsspec knows, to which JOB's results are copied under its name; RESULTS_OPTIONS, what that URL's client takes, as
+JSON.
 """
 
 from __future__ import annotations

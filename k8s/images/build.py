@@ -1,11 +1,11 @@
 """Builds the images with podman or docker: `python k8s/images/build.py [--only NAME ...]`.
 
-Run it anywhere; it needs Python and one of the two. Images come in the order in which they need each other. At the end it
-prints each image's size, as a table for `results/`.
+Run it anywhere; it needs Python and one of the two. Images come in the order in which they need each other. At the end
+it prints each image's size, as a table for `results/`.
 
-Behind a package index of your own: `--index-url`, and `--ca-bundle` for a CA that the base image does not know. With a base
-image of your own: `--python-image` (Python 3.10 to 3.12 with venv; TensorRT 8.6 and TF-TRT have packages for 3.10 only).
-`debian-base.sh` makes one from Debian's packages.
+Behind a package index of your own: `--index-url`, and `--ca-bundle` for a CA that the base image does not know. With a
+base image of your own: `--python-image` (Python 3.10 to 3.12 with venv; TensorRT 8.6 and TF-TRT have packages for 3.10
+only). `debian-base.sh` makes one from Debian's packages.
 """
 
 from __future__ import annotations
@@ -117,9 +117,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tag", default=VERSION)
     parser.add_argument("--python-image", default=PYTHON_IMAGE)
     parser.add_argument("--index-url", default="", help="package index")
-    parser.add_argument(
-        "--ca-bundle", default="", help="PEM file of the index's CAs, laid over the image's while building"
-    )
+    parser.add_argument("--ca-bundle", default="", help="PEM file of the index's CAs, for the builds")
     parser.add_argument("--environments", nargs="+", default=list(ENVIRONMENTS), choices=ENVIRONMENTS)
     parser.add_argument("--tensorrt-rtx", action="store_true", help="TensorRT for RTX in place of TensorRT")
     parser.add_argument("--only", nargs="+", default=[], help="these images, whose parents exist")

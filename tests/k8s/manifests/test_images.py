@@ -60,16 +60,9 @@ def test_parents_are_built_first(environments: tuple[str, ...]) -> None:
 
 
 def test_a_build_command_has_what_was_asked_for() -> None:
-    arguments = [
-        "--engine",
-        "podman",
-        "--registry",
-        "registry.example/team",
-        "--ca-bundle",
-        "/ca.pem",
-        "--tensorrt-rtx",
-    ]
-    options = build.parse([*arguments, "--python-image", "mine:1", "--index-url", "https://index.example/simple"])
+    arguments = ["--engine", "podman", "--registry", "registry.example/team", "--python-image", "mine:1"]
+    arguments += ["--ca-bundle", "/ca.pem", "--index-url", "https://index.example/simple", "--tensorrt-rtx"]
+    options = build.parse(arguments)
     images = {image.name: image for image in build.plan(extras={"tensorrt": "tensorrt-rtx"})}
     worker = " ".join(build.build_command(images["worker-tensorrt"], options))
     assert "--build-arg ENVIRONMENT=tensorrt --build-arg EXTRA=tensorrt-rtx" in worker
