@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from enginehouse_optimizer.kubernetes.template import ClusterSettings, JobOrder, job_name, load_template, make_job
-from rendering import ROOT, TOOLS
-from test_pods import restricted_violations
 
 from enginehouse.artifacts import digest_bytes
+from tests.k8s.manifests.rendering import ROOT, TOOLS
+from tests.k8s.manifests.test_pods import restricted_violations
 
 KEY = digest_bytes(b"stage")
 TEMPLATES = sorted(ROOT.glob("k8s/**/build-job-pod.yaml"))

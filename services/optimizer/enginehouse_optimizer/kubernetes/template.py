@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from enginehouse.artifacts import digest_json
 from enginehouse.errors import FailedPreconditionError
 from enginehouse.kubernetes.api import Object
 from enginehouse.kubernetes.stage_files import SPEC
@@ -194,8 +195,8 @@ def label_of(key: str) -> str:
 
 
 def job_name(stage: str, project: str, key: str) -> str:
-    """The same stage of the same project has the same name, so that its Job is found again."""
-    return f"eh-{stage}-{project[:12].rstrip('-')}-{label_of(key)[:20]}".lower()
+    """The same stage of the same project has the same name, so that its Job is found again; another has another."""
+    return f"enginehouse-{stage}-{digest_json([project, key]).rpartition(':')[2][:20]}"
 
 
 def _deadline(settings: ClusterSettings, order: JobOrder) -> Object:
