@@ -48,6 +48,7 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
     Args:
         resources: by service, what its requests name; `resource_of` where it does not say.
         admission: looks at calls before their requests are read; every call is let in when None.
+        certificates: whether connections may say who calls, by their clients' certificates.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
         max_concurrent_rpcs: int,
         resources: Mapping[str, ResourceOf] | None = None,
         admission: Admission | None = None,
+        certificates: bool = True,
     ) -> None:
         self._authorizer = authorizer
         self._admission = admission
+        self._certificates = certificates
         self._denials = Denials()
         self._open = isinstance(authorizer, AllowAll)
         self._limit = max_concurrent_rpcs
@@ -109,7 +112,7 @@ class CallChain(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
 
     def _identify(self, context: Any) -> None:
         """The connection says who calls, where nothing in the call did."""
-        if self._admission is None or current_principal() is ANONYMOUS:
+        if self._certificates and (self._admission is None or current_principal() is ANONYMOUS):
             set_principal(principal_of(context.auth_context()))
 
     def _unary(

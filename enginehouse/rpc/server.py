@@ -64,6 +64,7 @@ class RpcServer:
         self.chain = CallChain(
             authorizer=security.authorizer,
             admission=security.admission,
+            certificates=settings.tls_client_ca is not None,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             resources={service.name: service.resource for service in self._services},
         )

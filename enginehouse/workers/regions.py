@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from enginehouse.errors import NotFoundError
@@ -91,13 +91,17 @@ class Place:
     size: int
 
 
-@contextmanager
-def held(regions: Iterable[DeviceRegion]) -> Iterator[None]:
-    """Keep regions open.
+def held(regions: Collection[DeviceRegion]) -> AbstractContextManager[None]:
+    """Keep regions open while the context lasts.
 
     Raises:
-        NotFoundError: see `DeviceRegion.held`.
+        NotFoundError: on entering; see `DeviceRegion.held`.
     """
+    return _held(regions) if regions else nullcontext()  # as for nearly every request
+
+
+@contextmanager
+def _held(regions: Collection[DeviceRegion]) -> Iterator[None]:
     with ExitStack() as stack:
         for region in regions:
             stack.enter_context(region.held())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from enginehouse.errors import InvalidArgumentError
@@ -25,6 +26,11 @@ class Signature:
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     batched: bool
+
+    @cached_property
+    def every_output(self) -> tuple[RequestedOutput, ...]:
+        """What a request gets that names no outputs."""
+        return tuple(RequestedOutput(name) for name in self.outputs)
 
 
 @dataclass(frozen=True)
@@ -223,7 +229,7 @@ def _outputs(
     request: Any, signature: Signature, regions: Regions, model: str, rows: int
 ) -> tuple[RequestedOutput, ...]:
     if not request.outputs:
-        return tuple(RequestedOutput(name) for name in signature.outputs)
+        return signature.every_output
     outputs: dict[str, RequestedOutput] = {}
     for tensor in request.outputs:
         name = tensor.name

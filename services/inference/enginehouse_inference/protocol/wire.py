@@ -104,7 +104,7 @@ def encode_infer_response(response: service_pb2.ModelInferResponse, raw: Iterabl
     parts: list[Buffer] = [response.SerializeToString()]
     for pieces in raw:
         parts.append(_RAW_OUTPUT)
-        parts.append(encode_varint(sum(len(piece) for piece in pieces)))
+        parts.append(encode_varint(sum(map(len, pieces))))
         parts.extend(pieces)
     return b"".join(parts)
 
