@@ -1,6 +1,7 @@
 """Client processes: each holds connections of its own, sends requests as bytes, and checks answers.
 
-A process answers commands on its standard input, one JSON object a line, with one on its standard output.
+A process takes jobs on its standard input, one JSON object a line. To each it says `{}` when it is connected, is told
+when to begin, and answers with what it measured; or with an error at either place.
 """
 
 from __future__ import annotations
@@ -108,13 +109,15 @@ async def answers(job: dict[str, Any], pixels: np.ndarray[Any, Any]) -> np.ndarr
 
 
 async def window(job: dict[str, Any], pixels: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Send for `warm` and then `seconds`, from the moment `begin` (CLOCK_MONOTONIC) on; counts are of the latter."""
+    """Connect and say so; told when to begin (CLOCK_MONOTONIC), send for `warm` and `seconds`; count the latter."""
     senders = [Sender(job, job["process"] * job["connections"] + n, pixels) for n in range(job["connections"])]
     for sender in senders:
         await sender.open()
         sender.check(await sender.ask(), right)
-    await asyncio.sleep(max(job["begin"] - time.monotonic(), 0))
-    start = time.monotonic() + job["warm"]
+    print("{}", flush=True)
+    begin = json.loads(await asyncio.to_thread(sys.stdin.readline))["begin"]
+    await asyncio.sleep(max(begin - time.monotonic(), 0))
+    start = begin + job["warm"]
     end = start + job["seconds"]
     latencies: list[float] = []
     cpu = time.process_time()

@@ -7,7 +7,7 @@
 The model's folder is what `tensorrt_speed/models.py prepare` makes; its engine is built once into `--work`. The worker
 alone is measured first (engine only, and host to host). Then a server runs for each number of fronts, and every point
 for `--seconds` after a warm-up; each client process checks that answers are its own images'. CPU time is of the
-processes of the server and of the clients, in the time that each point took (its warm-up included).
+processes of the server and of the clients.
 """
 
 from __future__ import annotations
@@ -134,9 +134,13 @@ def client_processes(count: int) -> Iterator[list[subprocess.Popen[str]]]:
             process.wait()
 
 
+def tell(process: Any, message: Mapping[str, Any]) -> None:
+    process.stdin.write(json.dumps(message) + "\n")
+    process.stdin.flush()
+
+
 def measure(server: Server, point: Point, clients: Sequence[Any], job: Mapping[str, Any]) -> dict[str, Any]:
     """All clients at once on one point."""
-    begin = time.monotonic() + 1.0
     for number, process in enumerate(clients):
         message = {
             **job,
@@ -145,13 +149,21 @@ def measure(server: Server, point: Point, clients: Sequence[Any], job: Mapping[s
             "shared": point.shared,
             "in_flight": point.in_flight,
             "process": number,
-            "begin": begin,
         }
-        process.stdin.write(json.dumps(message) + "\n")
-        process.stdin.flush()
-    time.sleep(max(begin - time.monotonic(), 0))
+        tell(process, message)
+    connected = [json.loads(process.stdout.readline()) for process in clients]
+    begin = time.monotonic() + 0.2
+    for process, said in zip(clients, connected, strict=True):
+        if "error" not in said:
+            tell(process, {"begin": begin})
+    if errors := [said["error"] for said in connected if "error" in said]:
+        for process, said in zip(clients, connected, strict=True):
+            if "error" not in said:
+                process.stdout.readline()
+        return {"error": errors[0]}
+    time.sleep(max(begin + job["warm"] - time.monotonic(), 0))
     before, started = server.cpu_seconds(), time.monotonic()
-    time.sleep(job["warm"] + job["seconds"])
+    time.sleep(job["seconds"])
     used, took = server.cpu_seconds(), time.monotonic() - started
     said = [json.loads(process.stdout.readline()) for process in clients]
     if errors := [answer["error"] for answer in said if "error" in answer]:
@@ -161,7 +173,7 @@ def measure(server: Server, point: Point, clients: Sequence[Any], job: Mapping[s
         return {"error": "nothing was answered in time"}
     requests = len(latencies) / job["seconds"]
     cores = {name: (used[name] - before[name]) / took for name in used}
-    cores["clients"] = sum(answer["cpu_seconds"] for answer in said) / took
+    cores["clients"] = sum(answer["cpu_seconds"] for answer in said) / (took + job["warm"])
     return {
         "inferences_per_second": round(requests * point.rows, 1),
         "requests_per_second": round(requests, 1),
