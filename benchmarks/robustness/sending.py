@@ -62,17 +62,17 @@ class Answers:
 
 
 async def send(
-    address: str, cases: Iterable[Case], answers: Answers, *, in_flight: int = 8, streams: bool = True
+    address: str, cases: Iterable[Case], answers: Answers, *, in_flight: int = 8, over_streams: int = 4
 ) -> None:
-    """Send all, several at once. Every fourth ModelInfer goes over a stream of its own instead, where its error is the
-    stream's."""
+    """Send all, several at once. Every so many-th ModelInfer goes over a stream of its own instead, where its error is
+    the stream's."""
     room = asyncio.Semaphore(in_flight)
     tasks: set[asyncio.Task[None]] = set()
     async with grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
 
         async def one(number: int, case: Case) -> None:
             try:
-                if streams and case.method == INFER and number % 4 == 3:
+                if case.method == INFER and number % over_streams == over_streams - 1:
                     status, message = await _over_a_stream(channel, case.data)
                 else:
                     call = channel.unary_unary(SERVICE + case.method)

@@ -39,7 +39,7 @@ BAD_CONFIGURATIONS = (
 # Shared memory
 
 
-def _from(region: str, offset: int, size: int) -> Any:
+def from_region(region: str, offset: int, size: int) -> Any:
     request = pb.ModelInferRequest(model_name="double")
     tensor = request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
     tensor.parameters["shared_memory_region"].string_param = region
@@ -49,7 +49,7 @@ def _from(region: str, offset: int, size: int) -> Any:
     return request
 
 
-def _into(region: str, offset: int, size: int) -> Any:
+def into(region: str, offset: int, size: int) -> Any:
     request = double([1, 4], bytes(16))
     output = request.outputs.add(name="y")
     output.parameters["shared_memory_region"].string_param = region
@@ -63,27 +63,27 @@ def out_of_bounds(random: Random) -> Case:
     """Beyond the region, though not always beyond the object that it is part of."""
     region, size = random.choice([(REGION, REGION_BYTES), (THEIRS, THEIR_BYTES)])
     offset = random.choice([size - 15, size, size + 1, 4096, 2**31, 2**40, 2**63 - 16])
-    return case("beyond a region", random.choice([_from, _into])(region, offset, 16))
+    return case("beyond a region", random.choice([from_region, into])(region, offset, 16))
 
 
 def negative_offset(random: Random) -> Case:
-    return case("negative offset", random.choice([_from, _into])(REGION, -random.choice([1, 16, 4096, 2**62]), 16))
+    return case("negative offset", random.choice([from_region, into])(REGION, -random.choice([1, 16, 4096, 2**62]), 16))
 
 
 def bad_shared_size(random: Random) -> Case:
     size = random.choice([0, 1, 15, 17, REGION_BYTES + 1, 2**40, 2**63 - 1, -1, -16])
     if random.random() < 0.5:
-        return case("wrong shared size", _from(REGION, 0, size))
-    return case("wrong shared size", _into(REGION, 0, random.choice([0, 1, 15, -1])))
+        return case("wrong shared size", from_region(REGION, 0, size))
+    return case("wrong shared size", into(REGION, 0, random.choice([0, 1, 15, -1])))
 
 
 def no_such_region(random: Random) -> Case:
     region = random.choice(["", "nobody's", "/dev/shm/x", "x" * 10_000])
-    return case("unknown region", random.choice([_from, _into])(region, 0, 16), ABSENT | WRONG)
+    return case("unknown region", random.choice([from_region, into])(region, 0, 16), ABSENT | WRONG)
 
 
 def shrunk(random: Random) -> Case:
-    return case("region that shrank", random.choice([_from, _into])(SHRUNK, random.choice([0, 4096]), 16))
+    return case("region that shrank", random.choice([from_region, into])(SHRUNK, random.choice([0, 4096]), 16))
 
 
 def bad_registration(random: Random) -> Case:

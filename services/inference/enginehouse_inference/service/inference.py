@@ -70,6 +70,7 @@ class InferenceMethods:
                     running.add(task)
                     task.add_done_callback(running.discard)
                     answers.put_nowait(task)
+                    del data, task  # or a stream that idles would keep its last request and answer
             finally:
                 stopping.cancel()
                 if upcoming is not None:
@@ -77,6 +78,7 @@ class InferenceMethods:
                 answers.put_nowait(None)
 
         reader = asyncio.create_task(read())
+        task: asyncio.Task[bytes] | None = None
         try:
             while (task := await answers.get()) is not None:
                 answer = await task
@@ -88,6 +90,9 @@ class InferenceMethods:
             for task in running:
                 task.cancel()
             await asyncio.gather(reader, *running, return_exceptions=True)
+            # A task that failed keeps its error, whose traceback keeps this frame: together they would keep the request
+            # until a garbage collection.
+            task = None
 
 
 def _has(context: Any, key: str, value: str) -> bool:

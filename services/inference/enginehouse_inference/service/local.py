@@ -157,15 +157,20 @@ class LocalHost:
         queued = 0 if trace is None else time.time_ns()
         # The answer's shared memory is the worker's again when this call returns and drops it.
         answer = await version.infer(checked, deadline_ns)
-        response = encode_response(
-            model=version.model,
-            version=version.version,
-            identifier=request.id,
-            requested=checked.outputs,
-            computed={t.name: t for t in answer.outputs},
-            batched=version.loaded.batched,
-            final=final,
-        )
+        try:
+            response = encode_response(
+                model=version.model,
+                version=version.version,
+                identifier=request.id,
+                requested=checked.outputs,
+                computed={t.name: t for t in answer.outputs},
+                batched=version.loaded.batched,
+                final=final,
+            )
+        except EnginehouseError as error:
+            # Whoever keeps the error keeps the frames of its traceback, and with them the worker's memory.
+            del answer
+            raise error.with_traceback(None) from None
         version.statistics.answered(checked.rows, answer, time.monotonic_ns() - started)
         if trace is not None:
             trace.named(version.model, version.version, request.id)
