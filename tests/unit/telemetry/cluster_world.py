@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc.aio
-from enginehouse_telemetry.aggregator.agent_stream import AgentAccess
 from enginehouse_telemetry.aggregator.cluster import Cluster
 from enginehouse_telemetry.aggregator.consumers import Consumers
 from enginehouse_telemetry.aggregator.crowd import Crowd
 from enginehouse_telemetry.aggregator.pacer import Pacer
 from enginehouse_telemetry.aggregator.service import ClusterService
 
+from enginehouse.rpc.channels import Credentials
 from enginehouse.rpc.server import RpcServer, Service
 from enginehouse.rpc.settings import ServerSettings
 from enginehouse.v1 import telemetry_cluster_pb2_grpc as cluster_grpc
@@ -98,7 +98,7 @@ class FakeAgent(pb_grpc.TelemetryServicer):
 class World:
     """An aggregator's parts; the clock of late and lost nodes is the test's."""
 
-    def __init__(self, *, max_nodes: int = 100, slow: float = 10.0, access: AgentAccess | None = None) -> None:
+    def __init__(self, *, max_nodes: int = 100, slow: float = 10.0, credentials: Credentials | None = None) -> None:
         self.now = 0.0
         self.consumers = Consumers(1.0)
         self.cluster = Cluster(
@@ -106,7 +106,7 @@ class World:
         )
         request = pb.StreamSamplesRequest(parent=PARENT)
         self.pacer = Pacer(1.0)
-        self.crowd = Crowd(self.cluster, access or AgentAccess(), request, pacer=self.pacer, max_agents=max_nodes)
+        self.crowd = Crowd(self.cluster, credentials or Credentials(), request, pacer=self.pacer, max_agents=max_nodes)
         self.service = ClusterService(self.cluster, self.consumers, project="default", slow_seconds=slow)
         self.server = RpcServer(
             ServerSettings(),

@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from enginehouse_telemetry.aggregator.agent_stream import AgentAccess
 from enginehouse_telemetry.aggregator.cluster import NodeState
 from enginehouse_telemetry.aggregator.discovery import AgentAddress
 from enginehouse_telemetry.aggregator.metrics import ClusterMetrics
@@ -20,6 +19,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from enginehouse.errors import EnginehouseError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from enginehouse.rpc import watched_file
+from enginehouse.rpc.channels import Credentials, Token
 from enginehouse.rpc.status import from_rpc_error
 from enginehouse.v1 import telemetry_cluster_pb2 as pb
 from enginehouse.v1 import telemetry_cluster_pb2_grpc as pb_grpc
@@ -84,10 +85,13 @@ async def test_why_a_node_is_late(world: World) -> None:
     assert dead.state is NodeState.LOST and dead.message.startswith("no sample yet: UNAVAILABLE")
 
 
-async def test_the_agents_are_shown_the_token_of_the_day(agent: FakeAgent, tmp_path: Path) -> None:
+async def test_the_agents_are_shown_the_token_of_the_day(
+    agent: FakeAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_file, "LOOK_SECONDS", 0.0)
     token = tmp_path / "token"
     token.write_text("first\n")
-    world = World(access=AgentAccess(token_file=token))
+    world = World(credentials=Credentials(token=Token(file=token)))
     await world.crowd.become(frozenset({AgentAddress(agent.address)}))
     await agent.send(sample("a", 1))
     await eventually(lambda: world.crowd.connected)

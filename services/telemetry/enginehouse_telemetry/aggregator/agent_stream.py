@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import grpc
 import grpc.aio
 
+from enginehouse.errors import EnginehouseError
+from enginehouse.rpc.channels import Credentials
 from enginehouse.v1 import telemetry_pb2 as pb
 from enginehouse_telemetry.aggregator.pacer import Pacer
 
@@ -30,35 +29,9 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
     # What may be on its way without being read, a few samples: the newest wait at the agent, which drops older ones.
-    ("grpc.http2.lookahead_bytes", 16 << 10),
+    ("grpc.http2.lookahead_bytes", 8 << 10),
     ("grpc.http2.bdp_probe", 0),
 )
-
-
-@dataclass(frozen=True)
-class AgentAccess:
-    """How to speak to agents: credentials of the channel (plain text when None), and a file with a token to show."""
-
-    credentials: grpc.ChannelCredentials | None = None
-    server_name: str = ""
-    token_file: Path | None = None
-
-    def channel(self, address: str) -> grpc.aio.Channel:
-        """A channel to an agent."""
-        if self.credentials is None:
-            return grpc.aio.insecure_channel(address, options=_OPTIONS)
-        name = (("grpc.ssl_target_name_override", self.server_name),) if self.server_name else ()
-        return grpc.aio.secure_channel(address, self.credentials, options=(*_OPTIONS, *name))
-
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with a call.
-
-        Raises:
-            OSError: the token cannot be read.
-        """
-        if self.token_file is None:
-            return ()
-        return (("authorization", f"Bearer {self.token_file.read_text().strip()}"),)
 
 
 def sized_response(data: bytes) -> tuple[pb.StreamSamplesResponse, int]:
@@ -78,7 +51,7 @@ class AgentStream:
     def __init__(
         self,
         address: str,
-        access: AgentAccess,
+        credentials: Credentials,
         request: pb.StreamSamplesRequest,
         *,
         pacer: Pacer,
@@ -89,7 +62,7 @@ class AgentStream:
         self.address = address
         self.connected = False
         self.reconnects = 0
-        self._access, self._request = access, request
+        self._credentials, self._request = credentials, request
         self._pacer = pacer
         self._on_response, self._on_problem = on_response, on_problem
         self._first_wait = first_wait
@@ -97,31 +70,32 @@ class AgentStream:
     async def run(self) -> None:
         """Stream, and stream again."""
         wait = self._first_wait
-        async with self._access.channel(self.address) as channel:
-            method = channel.unary_stream(
-                STREAM_SAMPLES,
-                request_serializer=pb.StreamSamplesRequest.SerializeToString,
-                response_deserializer=sized_response,
-            )
-            while True:
-                try:
-                    await self._read(method)
-                    problem = "the agent ended the stream"
-                except grpc.aio.AioRpcError as error:
-                    problem = f"{error.code().name}: {error.details()}"
-                except OSError as error:
-                    problem = f"the token file {error.filename} cannot be read: {error.strerror}"
-                if self.connected:  # it was a good one: servers close old connections
-                    wait = self._first_wait
-                self.connected = False
-                self.reconnects += 1
-                self._on_problem(problem)
-                # Spread, so that a thousand agents do not come back in the same moment.
-                await asyncio.sleep(wait * random.uniform(0.5, 1.5))
-                wait = min(wait * 2, LAST_WAIT)
+        while True:
+            try:
+                # Each time a channel of its own, which begins with the certificates of now.
+                async with self._credentials.open(self.address, _OPTIONS) as channel:
+                    await self._read(channel)
+                problem = "the agent ended the stream"
+            except grpc.aio.AioRpcError as error:
+                problem = f"{error.code().name}: {error.details()}"
+            except EnginehouseError as error:
+                problem = error.message
+            if self.connected:  # it was a good one: servers close old connections
+                wait = self._first_wait
+            self.connected = False
+            self.reconnects += 1
+            self._on_problem(problem)
+            # Spread, so that a thousand agents do not come back in the same moment.
+            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+            wait = min(wait * 2, LAST_WAIT)
 
-    async def _read(self, method: Any) -> None:
-        call = method(self._request, metadata=self._access.metadata())
+    async def _read(self, channel: grpc.aio.Channel) -> None:
+        method: Any = channel.unary_stream(
+            STREAM_SAMPLES,
+            request_serializer=pb.StreamSamplesRequest.SerializeToString,
+            response_deserializer=sized_response,
+        )
+        call = method(self._request)
         try:
             async for response, size in call:
                 self.connected = True

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from enginehouse.rpc.channels import Credentials
 from enginehouse.v1 import telemetry_pb2 as pb
-from enginehouse_telemetry.aggregator.agent_stream import AgentAccess, AgentStream
+from enginehouse_telemetry.aggregator.agent_stream import AgentStream
 from enginehouse_telemetry.aggregator.cluster import Cluster
 from enginehouse_telemetry.aggregator.discovery import AgentAddress, AgentSource
 from enginehouse_telemetry.aggregator.pacer import Pacer
@@ -50,14 +51,14 @@ class Crowd:
     def __init__(
         self,
         cluster: Cluster,
-        access: AgentAccess,
+        credentials: Credentials,
         request: pb.StreamSamplesRequest,
         *,
         pacer: Pacer,
         max_agents: int,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._cluster, self._access, self._request = cluster, access, request
+        self._cluster, self._credentials, self._request = cluster, credentials, request
         self._pacer, self._max_agents, self._wall = pacer, max_agents, wall
         self._members: dict[str, _Member] = {}
         self._found = asyncio.Event()
@@ -122,7 +123,7 @@ class Crowd:
             self._cluster.meet(agent.node, agent.address)
         stream = AgentStream(
             agent.address,
-            self._access,
+            self._credentials,
             self._request,
             pacer=self._pacer,
             on_response=self._take,

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import grpc
 import structlog
+import uvloop
 from prometheus_client import CollectorRegistry, start_http_server
 
-from enginehouse.errors import InvalidArgumentError, UnavailableError
+from enginehouse.errors import UnavailableError
 from enginehouse.rpc.announce import announce_file
+from enginehouse.rpc.channels import TLS, Credentials, Token
 from enginehouse.rpc.entry import run_service
 from enginehouse.rpc.server import RpcServer, Service, run_until_signalled
 from enginehouse.v1 import telemetry_cluster_pb2_grpc as pb_grpc
 from enginehouse.v1 import telemetry_pb2 as pb
-from enginehouse_telemetry.aggregator.agent_stream import AgentAccess
 from enginehouse_telemetry.aggregator.cluster import Cluster
 from enginehouse_telemetry.aggregator.consumers import Consumers
 from enginehouse_telemetry.aggregator.crowd import Crowd
@@ -59,7 +59,8 @@ class Aggregator:
         request = pb.StreamSamplesRequest(parent=parent, queue=1)
         request.period.FromNanoseconds(int(settings.interval_seconds * 1e9))
         self._pacer = Pacer(settings.interval_seconds)
-        self._crowd = Crowd(self._cluster, _access(settings), request, pacer=self._pacer, max_agents=settings.max_nodes)
+        credentials = _credentials(settings)
+        self._crowd = Crowd(self._cluster, credentials, request, pacer=self._pacer, max_agents=settings.max_nodes)
         self._source = _source(settings)
         service = ClusterService(
             self._cluster,
@@ -133,19 +134,18 @@ def _source(settings: AggregatorSettings) -> AgentSource:
     return ListedAgents(split_addresses(settings.agents), settings.resolve_seconds)
 
 
-def _access(settings: AggregatorSettings) -> AgentAccess:
+def _credentials(settings: AggregatorSettings) -> Credentials:
     """
     Raises:
-        InvalidArgumentError: a certificate cannot be read.
+        InvalidArgumentError: a certificate cannot be used.
     """
-    credentials = None
+    tls = None
     if settings.agent_tls:
-        paths = (settings.agent_ca, settings.agent_key, settings.agent_certificate)
-        try:
-            credentials = grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in paths))
-        except OSError as error:
-            raise InvalidArgumentError(f"agents' TLS: cannot read {error.filename}: {error.strerror}") from None
-    return AgentAccess(credentials, settings.agent_server_name, settings.agent_token_file)
+        files = (settings.agent_ca, settings.agent_certificate, settings.agent_key)
+        tls = TLS(*files, server_name=settings.agent_server_name)
+        tls.credentials()  # what is wrong is said now, not by every stream
+    file = settings.agent_token_file
+    return Credentials(tls, Token(file=file, allow_plaintext=settings.client_allow_plaintext) if file else None)
 
 
 async def _run(settings: AggregatorSettings) -> None:
@@ -160,4 +160,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         AggregatorSettings,
         _run,
         arguments=arguments,
+        run=uvloop.run,
     )

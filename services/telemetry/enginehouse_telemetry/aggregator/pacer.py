@@ -10,6 +10,8 @@ import structlog
 
 # How often the event loop is timed, and how late it may be: above BUSY we read less, below CALM more again.
 TICK, BUSY, CALM = 0.1, 0.25, 0.05
+# How much a single time counts: a hiccup is no overload.
+WEIGHT = 0.3
 # The pause that overload begins with, and the longest, in intervals.
 FIRST, LONGEST = 0.25, 4.0
 
@@ -26,6 +28,7 @@ class Pacer:
     def __init__(self, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval, self._clock = interval, clock
         self.pause = 0.0
+        self._late = 0.0
 
     async def run(self) -> None:
         """Time the event loop until cancelled."""
@@ -37,9 +40,10 @@ class Pacer:
     def observe(self, late: float) -> None:
         """The event loop was late by so many seconds."""
         before = self.pause
-        if late > BUSY:
+        self._late += WEIGHT * (late - self._late)
+        if self._late > BUSY:
             self.pause = min(max(self.pause * 1.5, FIRST * self._interval), LONGEST * self._interval)
-        elif late < CALM:
+        elif self._late < CALM:
             self.pause = self.pause * 0.95 if self.pause > FIRST * self._interval / 4 else 0.0
         if bool(before) is not bool(self.pause):
             _log.warning(
