@@ -59,7 +59,7 @@ def run_service(
     try:
         chosen = settings()
     except (ValidationError, SettingsError) as error:
-        print(f"{command}: wrong settings:", *_wrong(error), sep="\n  ", file=sys.stderr)
+        print(f"{command}: wrong settings:", *_wrong(error, settings), sep="\n  ", file=sys.stderr)
         return WRONG_SETTINGS
     configure_logging(level=chosen.log_level, format=chosen.log_format, service=name)
     try:
@@ -89,13 +89,14 @@ def _shown(default: Any) -> str:
     return json.dumps(default) if isinstance(default, dict | list | tuple) else str(default)
 
 
-def _wrong(error: ValidationError | SettingsError) -> list[str]:
-    """One line for each wrong variable."""
+def _wrong(error: ValidationError | SettingsError, settings: type[ServerSettings]) -> list[str]:
+    """One line for each wrong variable. A field that pydantic is told not to show (`repr=False`) may hold a secret."""
     if isinstance(error, SettingsError):  # a variable that should be JSON and is not; it names the field
         return [f"{error}: expected JSON"]
     lines = []
     for found in error.errors():
         where = "__".join(str(part) for part in found["loc"])
-        given = f"={found['input']!r}" if where else ""
+        field = settings.model_fields.get(str(found["loc"][0])) if where else None
+        given = f"={found['input']!r}" if where and (field is None or field.repr) else ""
         lines.append(f"{_PREFIX}{where.upper()}{given} ({where}): {found['msg']}" if where else found["msg"])
     return lines

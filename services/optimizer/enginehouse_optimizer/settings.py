@@ -64,6 +64,7 @@ class OptimizerSettings(ServerSettings):
     )
     store_options: dict[str, Any] = Field(
         default_factory=dict,
+        repr=False,  # it may hold the store's keys
         description='What the URL\'s client takes, as JSON: {"endpoint_url": "http://minio:9000"}.',
     )
     store_cache_bytes: int = Field(

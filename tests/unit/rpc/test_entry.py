@@ -26,6 +26,7 @@ def _logs_as_before() -> Iterator[None]:
 class Settings(ServerSettings):
     slots: dict[str, int] = Field(default_factory=lambda: {"convert": 1}, description="A JSON object.")
     size: int = Field(default=3, ge=1, description="A number.")
+    options: dict[str, int] = Field(default_factory=dict, repr=False, description="What nobody is to see.")
 
 
 async def _serve(settings: ServerSettings) -> None:
@@ -59,6 +60,16 @@ def test_wrong_settings_are_named(
     assert run_service("test", "A test.", Settings, _serve, arguments=[]) == 2
     error = capsys.readouterr().err
     assert said in error and "enginehouse-test: wrong settings" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("value", ["hunter2", '["hunter2"]', '{"key": "hunter2"}'])
+def test_a_wrong_setting_that_may_hold_a_secret_is_not_shown(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ENGINEHOUSE_OPTIONS", value)
+    assert run_service("test", "A test.", Settings, _serve, arguments=[]) == 2
+    error = capsys.readouterr().err
+    assert "options" in error and "hunter2" not in error
 
 
 @pytest.mark.parametrize("service", SERVICES)
