@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,26 @@ def test_it_is_told_what_is_wrong(server: Server, perf_analyzer: PerfAnalyzer) -
         perf_analyzer.run("-u", server.address, "-i", "grpc", "-m", "nothing")
     with pytest.raises(AssertionError, match="ENGINEHOUSE_TRACING=otlp"):
         perf_analyzer.run("-u", server.address, "-i", "grpc", "-m", "double", "--trace-level", "TIMESTAMPS")
+
+
+def test_its_clients_spread_over_fronts(
+    start_server: Callable[..., Server], models: Path, perf_analyzer: PerfAnalyzer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its clients needs a connection of its own for that, which its gRPC client library gives when told."""
+    server = start_server(fronts="2")
+    with server.client() as client:
+        load(client, models, "double")
+
+    def connections(share: str) -> int:
+        monkeypatch.setenv("TRITON_CLIENT_GRPC_CHANNEL_MAX_SHARE_COUNT", share)
+        arguments = ("-u", server.address, "-i", "grpc", "-m", "double", "--concurrency-range", "12")
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(perf_analyzer.run, *arguments, "--request-count", "3000")
+            most = 0
+            while not running.done():
+                peers = [c.raddr for f in server.fronts() for c in f.net_connections(kind="tcp") if c.raddr]
+                most = max(most, len(peers))
+            running.result()
+        return most
+
+    assert connections("1") >= 12 > connections("6") > 0
