@@ -40,7 +40,7 @@ async def serve(settings: InferenceSettings, sock: socket.socket) -> int:
         connection,
         on_health=lambda ready, services: news.put_nowait((ready, tuple(services))),
         on_drain=draining.set,
-        keep_bytes=KEEP_BYTES // settings.front_count,
+        keep_bytes=KEEP_BYTES,
     )
     methods = InferenceMethods(host, settings.stream_window)
     server = front_server(settings, methods, host, None, [("grpc.so_reuseport", 1)])

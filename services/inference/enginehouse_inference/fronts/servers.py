@@ -24,8 +24,9 @@ _log = structlog.get_logger("fronts")
 START_SECONDS = 60.0
 # After a drain that took all its time, what a front gets to cancel its calls and end.
 _END_SECONDS = 5.0
-# Of free shared memory that all fronts together keep, in each direction.
-KEEP_BYTES = 512 << 20
+# Of free shared memory that each front keeps for requests, and the engine host for its answers. Memory that goes and comes
+# is expensive: its pages are zeroed, and locked for the device, anew.
+KEEP_BYTES = 256 << 20
 _BACKOFF_FIRST, _BACKOFF_MOST, _WINDOW_SECONDS = 0.1, 5.0, 60.0
 
 
@@ -137,7 +138,7 @@ class FrontServers:
             raise
         self._processes[number] = process
         connection = Connection(ours)
-        session = FrontSession(connection, self._host, lambda: self._listens(number), KEEP_BYTES // self._count)
+        session = FrontSession(connection, self._host, lambda: self._listens(number), KEEP_BYTES)
         self._sessions[number] = session
         for services, ready in self._health.items():
             session.set_health(ready, services)
