@@ -78,6 +78,11 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in processes)
 
 
+def _busy(times: Any) -> float:
+    """Seconds in which the machine's cores did something."""
+    return float(times.user + times.system + times.nice)
+
+
 def measure(agents: int, gpus: int, seconds: float, readers: int) -> dict[str, Any]:
     """One row."""
     with contextlib.ExitStack() as stack:
@@ -90,11 +95,13 @@ def measure(agents: int, gpus: int, seconds: float, readers: int) -> dict[str, A
         time.sleep(seconds / 2 + 10)  # in the middle of the readers' measurement, so that start and end do not count
         began, before, whole = time.monotonic(), cpu_seconds([server]), cpu_seconds(everyone)
         memory = [server.memory_info().rss]
+        machine = psutil.cpu_times()
         while time.monotonic() - began < seconds / 4:
             time.sleep(1.0)
             memory.append(server.memory_info().rss)
         elapsed = time.monotonic() - began
         used, all_used = cpu_seconds([server]) - before, cpu_seconds(everyone) - whole
+        others = max(0.0, _busy(psutil.cpu_times()) - _busy(machine) - all_used)
         seen = []
         for one in reading:
             output, _ = one.communicate(timeout=seconds + 180)
@@ -110,6 +117,8 @@ def measure(agents: int, gpus: int, seconds: float, readers: int) -> dict[str, A
             "lost_by_reader": [row["lost"] for row in seen],
             "aggregator_cpu_cores": round(used / elapsed, 3),
             "all_cpu_cores": round(all_used / elapsed, 3),
+            # What other work on the machine took of its cores meanwhile.
+            "foreign_cpu_cores": round(others / elapsed, 3),
             "aggregator_rss_mib": {"first": round(memory[0] / 2**20, 1), "last": round(memory[-1] / 2**20, 1)},
         }
 
