@@ -81,6 +81,7 @@ class Kubelet:
         states: dict[str, Object] = {container: {"waiting": {"reason": "PodInitializing"}} for container in order}
         status, message = 0, ""
         for container in order:
+            self._pull(pod, container, states)
             states[container] = {"running": {"startedAt": now()}}
             self._show(pod, states, "Running" if container == order[-1] else "Pending")
             status, message = self._container(pod, container)
@@ -119,6 +120,19 @@ class Kubelet:
                 if self._cluster.stopping.is_set() or metadata["uid"] in self._gone:
                     raise ApiError(404, "NotFound", "the pod is gone")
                 store.changed.wait(0.2)
+
+    def _pull(self, pod: Object, name: str, states: dict[str, Object]) -> None:
+        """Wait for ever for an image that is not there."""
+        specs = {c["name"]: c for c in (*pod["spec"]["initContainers"], *pod["spec"]["containers"])}
+        image = specs[name]["image"]
+        while image not in self._images:
+            for reason in ("ErrImagePull", "ImagePullBackOff"):
+                states[name] = {"waiting": {"reason": reason, "message": f'Back-off pulling image "{image}"'}}
+                self._show(pod, states, "Pending")
+            with self._cluster.store.changed:
+                if self._cluster.stopping.is_set() or pod["metadata"]["uid"] in self._gone:
+                    raise ApiError(404, "NotFound", "the pod is gone")
+                self._cluster.store.changed.wait(0.2)
 
     def _container(self, pod: Object, name: str) -> tuple[int, str]:
         """Run a container to its end; returns its exit status and termination message."""
