@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,34 @@ Array = npt.NDArray[Any]
 
 IMAGE = (224, 224, 3)
 COLUMNS = 1000
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a client asks again and again: one tensor, and the first output that must come back.
+
+    Attributes:
+        dtype: of the input, as the protocol names it.
+        shared: the input lies in system shared memory; the answer comes in the message.
+        tolerance: how far the answer's numbers may be from those expected, of their largest; 0: the same bytes.
+    """
+
+    model: str
+    input: str
+    dtype: str
+    sent: Array
+    expected: Array
+    shared: bool = False
+    tolerance: float = 0.0
+
+    def answered_by(self, data: bytes, shape: Sequence[int]) -> bool:
+        """Whether that is the answer."""
+        if tuple(shape) != self.expected.shape:
+            return False
+        if not self.tolerance:
+            return data == self.expected.tobytes()
+        off = np.abs(np.frombuffer(data, self.expected.dtype).reshape(shape) - self.expected).max()
+        return bool(off <= self.tolerance * np.abs(self.expected).max())
 
 
 @dataclass(frozen=True)
@@ -30,15 +59,20 @@ class Case:
     rows: int
     shared: bool = False
 
-    def input(self, client: int) -> Array:
-        """What one client sends: FP32 [rows, 1000], or UINT8 [rows, 224, 224, 3]; each client's is another."""
+    def question(self, client: int) -> Question:
+        """What one client asks; each client's input is another."""
+        sent = self._input(client)
+        return Question(self.model, "x", DTYPES[self.model][0], sent, self._answer(sent), self.shared)
+
+    def _input(self, client: int) -> Array:
+        """FP32 [rows, 1000], or UINT8 [rows, 224, 224, 3]."""
         random = np.random.default_rng(client)
         if self.model == "identity":
             return random.random((self.rows, COLUMNS), dtype=np.float32)
         return random.integers(0, 256, (self.rows, *IMAGE), dtype=np.uint8)
 
-    def answer(self, sent: Array) -> Array:
-        """What must come back, computed here: the same, or the sum of each row as INT32 [rows, 1]."""
+    def _answer(self, sent: Array) -> Array:
+        """The same, or the sum of each row as INT32 [rows, 1]."""
         if self.model == "identity":
             return sent
         return sent.reshape(self.rows, -1).sum(axis=1, keepdims=True, dtype=np.int32)

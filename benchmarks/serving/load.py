@@ -15,7 +15,7 @@ import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from serving.cases import DTYPES, Case
+from serving.cases import Question
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _OPTIONS = (
@@ -56,17 +56,15 @@ class SharedInput:
 
 
 class Client:
-    """One client of one server, for one case: its request as bytes, and the answer's bytes that it expects."""
+    """One client of one server: what it asks, as bytes."""
 
-    def __init__(self, port: int, case: Case, number: int) -> None:
-        sent = case.input(number)
-        expected = case.answer(sent)
-        self._expected = expected.tobytes()
-        self._expected_shape = list(expected.shape)
-        request = service_pb2.ModelInferRequest(model_name=case.model)
-        tensor = request.inputs.add(name="x", datatype=DTYPES[case.model][0], shape=sent.shape)
+    def __init__(self, port: int, question: Question, number: int) -> None:
+        self._question = question
+        sent = question.sent
+        request = service_pb2.ModelInferRequest(model_name=question.model)
+        tensor = request.inputs.add(name=question.input, datatype=question.dtype, shape=sent.shape)
         self._shared: SharedInput | None = None
-        if case.shared:
+        if question.shared:
             self._shared = SharedInput(f"serving-{os.getpid()}-{port}-{number}", sent.tobytes())
             tensor.parameters["shared_memory_region"].string_param = self._shared.name
             tensor.parameters["shared_memory_byte_size"].int64_param = self._shared.size
@@ -95,7 +93,7 @@ class Client:
         answer = service_pb2.ModelInferResponse.FromString(await self._infer(self._request))
         raw = answer.raw_output_contents
         data = raw[0] if raw else _typed(answer.outputs[0])
-        if data != self._expected or list(answer.outputs[0].shape) != self._expected_shape:
+        if not self._question.answered_by(data, answer.outputs[0].shape):
             raise WrongAnswerError(f"{len(data)} other bytes than expected, shape {list(answer.outputs[0].shape)}")
 
     async def close(self) -> None:

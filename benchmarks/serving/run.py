@@ -42,7 +42,7 @@ async def measure(case: Case, servers: Sequence[Server], clients: int, rounds: i
         if case.shared and not server.spec.shared:
             failed[server.spec.name] = "it has no system shared memory"
             continue
-        made = [Client(server.port, case, number) for number in range(clients)]
+        made = [Client(server.port, case.question(number), number) for number in range(clients)]
         ready[server.spec.name] = (server, made)
         try:
             await asyncio.gather(*(client.open() for client in made))

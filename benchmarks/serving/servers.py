@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,33 +90,53 @@ class Server:
 
 
 def start(spec: ServerSpec, models: Path, work: Path, environments: Path) -> Server:
-    """Start a server and wait until it serves.
+    """Start a server and wait until it serves the models.
 
     Raises:
         NotStartedError: its environment is not there, or it ended, or it did not serve in time.
     """
-    label = f"{spec.environment or OURS}{''.join(f'-{a}' for a in spec.arguments)}"
-    announced, log = work / f"{label}.json", work / f"{label}.log"
-    variables = {"PYTHONPATH": str(TUNING)} if spec.environment == "bare" else {}
-    versions: Mapping[str, str] = {}
     if spec.name == OURS:
-        command = [sys.executable, "-m", "enginehouse_inference"]
-        versions = {"onnxruntime": _worker_version("onnxruntime"), "grpcio": grpc.__version__}
-        variables = {
-            "ENGINEHOUSE_PORT": "0",
-            "ENGINEHOUSE_ANNOUNCE_FILE": str(announced),
-            "ENGINEHOUSE_CACHE_DIR": str(work / "cache"),
-            "ENGINEHOUSE_LOG_LEVEL": "warning",
-        }
-    else:
-        python = environments.absolute() / spec.environment / "bin" / "python"
-        if not python.exists():
-            raise NotStartedError(f"{python} is not there: see serving/environments.py")
-        command = [str(python), str(PEERS / spec.program), str(models), str(announced), *spec.arguments]
+        server = start_ours(spec, work)
+        with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+            _load_models(client, models)
+        return server
+    python = environments.absolute() / spec.environment / "bin" / "python"
+    if not python.exists():
+        raise NotStartedError(f"{python} is not there: see serving/environments.py")
+    label = "-".join([spec.environment, *spec.arguments])
+    announced = work / f"{label}.json"
+    command = [str(python), str(PEERS / spec.program), str(models), str(announced), *spec.arguments]
+    bare = spec.environment == "bare"
+    variables = {"PYTHONPATH": str(TUNING)} if bare else {}
+    return _launch(spec, command, variables, announced, awaited=() if bare else MODELS)
+
+
+def start_ours(spec: ServerSpec, work: Path) -> Server:
+    """Start our server, with no model.
+
+    Raises:
+        NotStartedError: it ended, or did not serve in time.
+    """
+    announced = work / f"{OURS}.json"
+    variables = {
+        "ENGINEHOUSE_PORT": "0",
+        "ENGINEHOUSE_ANNOUNCE_FILE": str(announced),
+        "ENGINEHOUSE_CACHE_DIR": str(work / "cache"),
+        "ENGINEHOUSE_LOG_LEVEL": "warning",
+    }
+    server = _launch(spec, [sys.executable, "-m", "enginehouse_inference"], variables, announced)
+    return replace(server, versions={"onnxruntime": _worker_version("onnxruntime"), "grpcio": grpc.__version__})
+
+
+def _launch(
+    spec: ServerSpec, command: list[str], variables: Mapping[str, str], announced: Path, awaited: Sequence[str] = ()
+) -> Server:
+    """Start a process and wait until it has announced its port and the awaited models are ready."""
+    log = announced.with_suffix(".log")
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            cwd=work,  # MLServer and Triton leave files where they run
+            cwd=announced.parent,  # MLServer and Triton leave files where they run
             env={**os.environ, **variables},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -127,14 +147,11 @@ def start(spec: ServerSpec, models: Path, work: Path, environments: Path) -> Ser
         while not announced.exists():
             _check(process, deadline)
         facts: dict[str, Any] = json.loads(announced.read_text())
-        server = Server(spec, int(facts["port"]), process, facts.get("versions", versions))
-        client = triton.InferenceServerClient(f"127.0.0.1:{server.port}")
-        if spec.name == OURS:
-            _load_models(client, models)
-        for model in MODELS:
-            while spec.environment != "bare" and not _ready(client, model):
-                _check(process, deadline)
-        client.close()
+        server = Server(spec, int(facts["port"]), process, facts.get("versions", {}))
+        with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+            for model in awaited:
+                while not _ready(client, model):
+                    _check(process, deadline)
     except NotStartedError as error:
         process.kill()
         lines = log.read_text(errors="replace").strip().splitlines()
