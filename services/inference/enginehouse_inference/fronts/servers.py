@@ -24,8 +24,8 @@ _log = structlog.get_logger("fronts")
 START_SECONDS = 60.0
 # After a drain that took all its time, what a front gets to cancel its calls and end.
 _END_SECONDS = 5.0
-# Of free shared memory that each front keeps for requests, and the engine host for its answers. Memory that goes and comes
-# is expensive: its pages are zeroed, and locked for the device, anew.
+# Of free shared memory that each front keeps for requests, and the engine host for its answers. Memory that goes and
+# comes is expensive: its pages are zeroed, and locked for the device, anew.
 KEEP_BYTES = 256 << 20
 _BACKOFF_FIRST, _BACKOFF_MOST, _WINDOW_SECONDS = 0.1, 5.0, 60.0
 
