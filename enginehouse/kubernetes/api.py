@@ -38,6 +38,8 @@ Object = dict[str, Any]
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CALL_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
+# Watches and logs keep theirs: a call must not wait for one of them to end.
+_CONNECTIONS = 1000
 # A watch that brings nothing for longer than the server was asked to keep it open is dead.
 WATCH_SECONDS = 240
 _WATCH_SLACK_SECONDS = 30.0
@@ -74,6 +76,7 @@ class KubernetesApi:
             FailedPreconditionError: there is none.
         """
         configuration = client.Configuration()
+        configuration.connection_pool_maxsize = _CONNECTIONS
         try:
             if "KUBECONFIG" in os.environ or "KUBERNETES_SERVICE_HOST" not in os.environ:
                 # Named here: the client reads the variable once, when it is imported.

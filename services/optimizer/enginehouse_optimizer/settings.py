@@ -111,11 +111,6 @@ class OptimizerSettings(ServerSettings):
         description="host:port of this optimizer as the pods of Jobs reach it; the Service enginehouse-optimizer in "
         "their namespace when empty.",
     )
-    kubernetes_instance: str = Field(
-        "optimizer",
-        pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
-        description="Tells this optimizer's Jobs from another one's in the namespace.",
-    )
     kubernetes_max_jobs: int = Field(16, ge=1, description="Jobs at once; more stages wait for one to end.")
     kubernetes_pending_seconds: float = Field(
         1800.0, gt=0, description="For how long a Job's pod may wait for a node before its stage fails."

@@ -73,7 +73,7 @@ class World:
 
     async def run(self, name: str, gpu: str = "") -> None:
         stage = PlannedStage(name, "build", "onnxruntime", {}, {}, digest_bytes(name.encode()), gpu=gpu)
-        self.job = job_name("build", "p", stage.key)
+        self.job = job_name("optimizer", "build", "p", stage.key)
         work = self.folder / name
         work.mkdir()
         await self.place.run(StageRun("p", stage, {}, work, work / "log"), self.watcher)

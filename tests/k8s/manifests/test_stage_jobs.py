@@ -25,7 +25,9 @@ def job(path: Path | None, gpu: str = "NVIDIA-H200", audience: str = "enginehous
         "enginehouse", {"tensorrt": "worker:1"}, "client:1", "optimizer:8010", template=load_template(path),
         token_audience=audience,
     )  # fmt: skip
-    order = JobOrder(job_name("build", "default", KEY), "build", KEY, "default", "tensorrt", KEY, gpu, 3600.0)
+    order = JobOrder(
+        job_name("optimizer", "build", "default", KEY), "build", KEY, "default", "tensorrt", KEY, gpu, 3600.0
+    )
     return make_job(settings, order)
 
 

@@ -90,8 +90,10 @@ def test_templates_that_are_none(tmp_path: Path, text: str, said: str) -> None:
 def test_names_of_jobs() -> None:
     key = digest_bytes(b"k")
     names = {
-        job_name(stage, project, key) for stage in ("build", "verify") for project in ("p", "a_very.long-project" * 3)
+        job_name("o", stage, project, key)
+        for stage in ("build", "verify")
+        for project in ("p", "a_very.long-project" * 3)
     }
     assert len(names) == 4, "a Job of one project is no other project's"
     assert all(len(name) <= 63 for name in names)
-    assert job_name("build", "p", key) == job_name("build", "p", key)
+    assert job_name("o", "build", "p", key) == job_name("o", "build", "p", key)

@@ -41,7 +41,7 @@ NAMESPACE = "enginehouse"
 STAGE = PlannedStage(
     "build onnxruntime fp32", "build", "onnxruntime", {"precision": "FP32"}, {}, digest_bytes(b"k"), gpu="NVIDIA-H200"
 )
-JOB = job_name("build", "p", STAGE.key)
+JOB = job_name("optimizer", "build", "p", STAGE.key)
 ERROR = '{"event": "error", "code": "FAILED_PRECONDITION", "message": "too rough", "details": {"sqnr_db": 3}}\n'
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
 
 import structlog
 
@@ -50,7 +52,7 @@ class Cluster:
             images=settings.worker_images,
             client_image=settings.kubernetes_client_image,
             optimizer=settings.kubernetes_optimizer or f"{_SERVICE}.{namespace}.svc:{settings.port}",
-            instance=settings.kubernetes_instance,
+            instance=_instance(settings.data_dir),
             template=load_template(settings.kubernetes_job_template),
             token_audience=settings.auth_audience if settings.auth == "kubernetes" else "",
             plaintext=settings.tls_certificate is None,
@@ -101,6 +103,17 @@ class Cluster:
     async def close(self) -> None:
         if self._api is not None:
             await self._api.close()
+
+
+def _instance(data_dir: Path) -> str:
+    """What tells the Jobs of this data folder's optimizer from those of another one in the namespace."""
+    file = data_dir / "instance"
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        made = uuid4().hex[:12]
+        file.write_text(made)
+        return made
 
 
 async def _own_image(api: KubernetesApi) -> str:

@@ -103,7 +103,7 @@ class KubernetesPlace:
         job = make_job(
             self._settings,
             JobOrder(
-                job_name(stage.stage, run.project, stage.key),
+                job_name(self._settings.instance, stage.stage, run.project, stage.key),
                 stage.stage,
                 stage.key,
                 run.project,

@@ -65,7 +65,7 @@ class ClusterSettings:
         images: worker image by environment.
         client_image: image of `fetch` and `publish`, which has the `enginehouse` package.
         optimizer: address of this optimizer as pods reach it.
-        instance: tells this optimizer's Jobs from another one's in the namespace.
+        instance: tells this optimizer's Jobs from another one's in the namespace; a label's value.
         template: the operator's pod (`metadata`, `spec`); its containers named fetch, worker and publish are laid over
             ours. The extended resource that its worker's limits name is how a GPU is asked for.
         token_audience: of the service account token that the pod shows the optimizer; empty: none.
@@ -194,9 +194,9 @@ def label_of(key: str) -> str:
     return key.rpartition(":")[2][:63]
 
 
-def job_name(stage: str, project: str, key: str) -> str:
+def job_name(instance: str, stage: str, project: str, key: str) -> str:
     """The same stage of the same project has the same name, so that its Job is found again; another has another."""
-    return f"enginehouse-{stage}-{digest_json([project, key]).rpartition(':')[2][:20]}"
+    return f"enginehouse-{stage}-{digest_json([instance, project, key]).rpartition(':')[2][:20]}"
 
 
 def _deadline(settings: ClusterSettings, order: JobOrder) -> Object:
