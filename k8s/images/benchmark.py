@@ -3,9 +3,8 @@
 
     enginehouse-benchmark SUITE
 
-Variables: RESULTS, the folder for results (a pod that takes an evicted one's place goes on there); RESULTS_URL, if set, a
-URL that fsspec knows, to which JOB's results are copied under its name; RESULTS_OPTIONS, what that URL's client takes, as
-JSON.
+RESULTS is the folder for results; a pod that takes an evicted one's place goes on there. RESULTS_URL, if set, is a URL
+that fsspec knows, to which they are copied under JOB's name; RESULTS_OPTIONS is what that URL's client takes, as JSON.
 """
 
 from __future__ import annotations

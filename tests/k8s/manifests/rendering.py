@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,24 +87,56 @@ VARIANTS = (
 @functools.cache
 def kustomized(variant: Variant) -> tuple[Object, ...]:
     """The objects of `kubectl kustomize`."""
-    with tempfile.TemporaryDirectory() as folder:
-        overlay = K8S / variant.overlay
-        if variant.components:
-            content = {
-                "resources": [os.path.relpath(overlay, folder)],
-                "components": [os.path.relpath(K8S / "components" / name, folder) for name in variant.components],
-            }
-            overlay = Path(folder)
-            (overlay / "kustomization.yaml").write_text(yaml.safe_dump(content))
-        return _objects(run([str(KUBECTL), "kustomize", str(overlay)]))
+
+    def render() -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            overlay = K8S / variant.overlay
+            if variant.components:
+                content = {
+                    "resources": [os.path.relpath(overlay, folder)],
+                    "components": [os.path.relpath(K8S / "components" / name, folder) for name in variant.components],
+                }
+                overlay = Path(folder)
+                (overlay / "kustomization.yaml").write_text(yaml.safe_dump(content))
+            return run([str(KUBECTL), "kustomize", str(overlay)])
+
+    return _objects(_kept("kustomize", variant.overlay, *variant.components, render=render))
 
 
 @functools.cache
 def templated(variant: Variant, release: str = "enginehouse", namespace: str = "enginehouse") -> tuple[Object, ...]:
     """The objects of `helm template`, the tests of `helm test` among them."""
-    return _objects(
-        helm_template(*variant.helm, "--set", "namespace.create=true", release=release, namespace=namespace)
-    )
+    arguments = (*variant.helm, "--set", "namespace.create=true")
+
+    def render() -> str:
+        return helm_template(*arguments, release=release, namespace=namespace)
+
+    return _objects(_kept("helm", release, namespace, *arguments, render=render))
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of everything under k8s/."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in K8S.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(K8S)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _kept(*what: str, render: Callable[[], str]) -> str:
+    """A rendering, made once for the processes that run tests and kept until the sources change."""
+    folder = TOOLS / "rendered" / _sources()
+    path = folder / f"{hashlib.sha256(chr(0).join(what).encode()).hexdigest()}.yaml"
+    if not path.exists():
+        for old in folder.parent.glob("*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(render())
+        draft.replace(path)
+    return path.read_text()
 
 
 def helm_template(*arguments: str, release: str = "enginehouse", namespace: str = "enginehouse") -> str:

@@ -6,13 +6,14 @@ import copy
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.k8s.manifests.rendering import K8S, TOOLS, VARIANTS, Object, kustomized, of_kind, templated
+from tests.k8s.manifests.rendering import K8S, TOOLS, VARIANTS, Object, Variant, kustomized, of_kind, templated
 
 VERSIONS = tuple(f"1.{minor}" for minor in range(30, 38))
 HERE = Path(__file__).parent
@@ -21,12 +22,13 @@ CUSTOM = ("monitoring.coreos.com", "keda.sh", "cert-manager.io")
 RULES = K8S / "chart" / "files" / "rules.yaml"
 
 
-def _distinct() -> list[Object]:
-    """The objects of all variants, each once."""
+def _distinct(*made: Callable[[Variant], tuple[Object, ...]]) -> list[Object]:
+    """The objects of all variants, each once; of Kustomize and of Helm when nothing else is said."""
     found = {}
-    for variant in VARIANTS:
-        for thing in (*kustomized(variant), *templated(variant)):
-            found[json.dumps(thing, sort_keys=True)] = thing
+    for make in made or (kustomized, templated):
+        for variant in VARIANTS:
+            for thing in make(variant):
+                found[json.dumps(thing, sort_keys=True)] = thing
     return list(found.values())
 
 
@@ -52,9 +54,16 @@ def _invalid_custom(objects: list[Object]) -> list[str]:
 
 
 def test_objects_are_valid_in_every_version() -> None:
-    objects = [thing for thing in _distinct() if not _is_custom(thing)]
-    assert len(objects) > 80
+    objects = [thing for thing in _distinct(kustomized) if not _is_custom(thing)]
+    assert len(objects) > 60
     assert _invalid(objects) == []
+
+
+def test_objects_of_the_chart_are_valid_in_the_oldest_and_the_newest_version() -> None:
+    """They are the same as Kustomize's (test_chart.py), but for labels."""
+    objects = [thing for thing in _distinct(templated) if not _is_custom(thing)]
+    assert len(objects) > 60
+    assert _invalid(objects, (VERSIONS[0], VERSIONS[-1])) == []
 
 
 def test_the_pod_of_build_jobs_is_valid() -> None:
