@@ -111,3 +111,11 @@ def test_the_grid(due: float, late: float, period: float) -> None:
     following, missed = next_due(due, due + late, period)
     assert due + late < following + 1e-6 and following <= due + late + period + 1e-6
     assert following == pytest.approx(due + period * (missed + 1))
+
+
+def test_a_stream_may_ask_for_a_shorter_queue_and_not_for_a_longer_one() -> None:
+    streams = Streams(1.0, lambda _: None, capacity=4)
+    newest, usual, greedy = (streams.subscribe(1.0, queue) for queue in (1, 0, 100))
+    publish(streams, [float(second) for second in range(10)])
+    assert drain(newest) == [(10, 9)]
+    assert [sequence for sequence, _ in drain(usual)] == [sequence for sequence, _ in drain(greedy)] == [7, 8, 9, 10]

@@ -46,7 +46,7 @@ class Counts:
 
 
 class Crowd:
-    """Keeps a stream to every agent."""
+    """Keeps a stream to every agent. Counts may be read from any thread, hence the copies of what changes."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class Crowd:
     @property
     def connected(self) -> int:
         """How many of them send."""
-        return sum(member.stream.connected for member in self._members.values())
+        return sum(member.stream.connected for member in list(self._members.values()))
 
     @property
     def reconnects(self) -> int:
         """Streams that ended, in all."""
-        return self.counts.reconnects + sum(member.stream.reconnects for member in self._members.values())
+        return self.counts.reconnects + sum(member.stream.reconnects for member in list(self._members.values()))
 
     def listed(self) -> set[str]:
         """Ids of the nodes whose agents are known."""
