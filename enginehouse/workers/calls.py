@@ -61,6 +61,10 @@ class Calls:
             elif future.done() and not future.cancelled() and future.exception() is None:
                 self._discard(future.result())
             raise
+        finally:
+            # It holds its error, whose traceback holds this frame and all above it: what those hold, such as the other
+            # answers of a batch, would wait for a garbage collection.
+            del future
 
     def answer(self, frame: Frame) -> bool:
         """Take an answer; False when nothing was asked that it could answer."""
