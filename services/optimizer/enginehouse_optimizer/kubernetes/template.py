@@ -44,9 +44,9 @@ _KEYS = {"env": "name", "volumeMounts": "mountPath"}
 # What the restricted Pod Security level asks for.
 _POD_SECURITY = {
     "runAsNonRoot": True,
-    "runAsUser": 65532,
-    "runAsGroup": 65532,
-    "fsGroup": 65532,
+    "runAsUser": 10001,
+    "runAsGroup": 10001,
+    "fsGroup": 10001,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 _CONTAINER_SECURITY = {
