@@ -111,18 +111,14 @@ class RoleAuthorizer:
     async def authorize(self, principal: Principal, method: str, resource: str) -> None:
         """Return to allow a call, as `Authorizer` says."""
         needed = needed_for(method)
-        if needed is Access.OPEN:
-            return
-        self.check(principal, method)
         if not isinstance(needed, tuple):
+            self.check(principal, method)
             return
         project = _project(resource)
-        if any(
-            b.projects is None or project in b.projects
-            for b in self._bindings().of(principal)
-            if not b.roles.isdisjoint(needed)
-        ):
-            return
+        for binding in self._bindings().of(principal):
+            if (binding.projects is None or project in binding.projects) and not binding.roles.isdisjoint(needed):
+                return
+        self.check(principal, method)
         where = f"project {project}" if project else "all projects"
         raise PermissionDeniedError(f"{principal.name} does not have the role {_either(needed)} in {where}")
 
