@@ -75,7 +75,7 @@ class InferenceSettings(ServerSettings):
     worker_per_model: bool = Field(
         default=False,
         description="On the CPU, run each loaded version in a worker process of its own: a load then stalls no other "
-        "model, nor the version that it replaces, and a crash costs one model. Each process takes some 80 MB.",
+        "model, nor the version that it replaces, and a crash costs one model, for the memory of a process each.",
     )
     fetch_megabytes_per_second: float = Field(
         default=0.0, ge=0, description="How fast engines may come from the optimizer, all together; 0: without limit."
