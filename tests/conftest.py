@@ -12,6 +12,6 @@ from hypothesis import settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time, so that a failure is a change's. HYPOTHESIS_PROFILE=random looks for new ones.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("random")
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
