@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from dataclasses import dataclass
 
 from enginehouse.errors import InternalError
 
@@ -60,20 +59,20 @@ class SharedFile:
         os.close(self.descriptor)
 
 
-@dataclass(frozen=True)
 class SharedPart:
-    """Bytes of such a segment. Their owner writes them again once nobody holds `loan`."""
+    """Bytes of such a segment. Their owner writes them again once nobody holds `loan`.
 
-    segment: SharedSegment
-    offset: int
-    length: int
-    loan: object = None
+    Raises:
+        InternalError: the segment has not that many.
+    """
 
-    def __post_init__(self) -> None:
-        if self.offset < 0 or self.length < 0 or self.offset + self.length > self.segment.size:
-            raise InternalError(
-                f"bytes {self.offset} to {self.offset + self.length} of a segment that has {self.segment.size}"
-            )
+    # No dataclass: one is made for each tensor of a request.
+    __slots__ = ("length", "loan", "offset", "segment")
+
+    def __init__(self, segment: SharedSegment, offset: int, length: int, loan: object = None) -> None:
+        if offset < 0 or length < 0 or offset + length > segment.size:
+            raise InternalError(f"bytes {offset} to {offset + length} of a segment that has {segment.size}")
+        self.segment, self.offset, self.length, self.loan = segment, offset, length, loan
 
     def __len__(self) -> int:
         return self.length

@@ -9,7 +9,6 @@ import random
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,7 +42,7 @@ calls = st.builds(
 @given(calls)
 def test_calls_arrive_as_they_were_sent(call: Call) -> None:
     decoded = messages.decode_call(memoryview(messages.encode_call(call)))
-    assert replace(decoded, metadata=list(decoded.metadata), pieces=list(decoded.pieces)) == call
+    assert decoded._replace(metadata=list(decoded.metadata), pieces=list(decoded.pieces)) == call
 
 
 @given(st.lists(numbers, max_size=20), st.booleans(), st.lists(st.text(), max_size=3))

@@ -107,7 +107,9 @@ class Catalog:
         if not versions:
             known = ", ".join(repr(n) for n in self.names()) or "none"
             raise NotFoundError(f"no model {name!r}: this server has {known}", details={"model": name})
-        if not version:
+        if not version and len(versions) == 1:  # as nearly always
+            (slot,) = versions.values()
+        elif not version:
             ready = [n for n, slot in versions.items() if slot.ready]
             slot = versions[max(ready or versions)]
         else:
