@@ -27,6 +27,7 @@ help:
 	@echo "make test       install and run lint, unit, integration and worker tests"
 	@echo "make test-all   the same and the slow tests, README's examples among them: about 15 minutes on 2 cores"
 	@echo "make test-gpu   the tests of TensorRT on this machine's GPU"
+	@echo "make test-manifests   the checks of the Kubernetes manifests, chart and images: kubectl, helm, promtool, hadolint, checkov"
 	@echo "make mutate     feed every parser and upload door 10,000 damaged files (MUTATIONS=...): hours on 2 cores"
 	@echo "make install    install into $(VENV), with a worker environment for each backend"
 	@echo "make workers/tensorrt WORKER_PYTHON=python3.10   on a machine with an NVIDIA GPU: the TensorRT environment"

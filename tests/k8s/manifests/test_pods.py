@@ -231,6 +231,21 @@ def test_references_between_objects_hold(variant: Variant) -> None:
                     assert source["secretRef"]["name"] in made_elsewhere
 
 
+@every_variant
+def test_users_without_rights_can_read_the_certificates_that_they_mount(variant: Variant) -> None:
+    for name, _, pod in _pods(variant):
+        security = pod["spec"]["securityContext"]
+        if any("secret" in volume for volume in pod["spec"]["volumes"]) and security["runAsUser"]:
+            assert security["fsGroup"] == security["runAsGroup"], name
+
+
+def test_every_overlay_and_component_is_among_the_variants() -> None:
+    folders = {path.parent.relative_to(K8S).as_posix() for path in K8S.rglob("kustomization.yaml")}
+    tried = {variant.overlay for variant in VARIANTS}
+    tried |= {f"components/{name}" for variant in VARIANTS for name in variant.components}
+    assert folders - {".", "base"} == tried - {""}
+
+
 @pytest.mark.parametrize("name", ["mig", "time-slicing", "runtimeclass", "tls"])
 def test_copies_of_the_build_pod_differ_in_what_they_are_for(name: str) -> None:
     base = (K8S / "base" / "build-job-pod.yaml").read_text()
