@@ -12,13 +12,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from enginehouse_inference.fronts import messages
+from enginehouse_inference.fronts import messages, servers
 from enginehouse_inference.fronts.connection import Connection
 from enginehouse_inference.fronts.messages import Call, Kind
 from enginehouse_inference.fronts.port import reserve
 from enginehouse_inference.fronts.remote import RemoteHost
+from enginehouse_inference.fronts.servers import FrontServers
 from enginehouse_inference.fronts.session import FrontSession
 from enginehouse_inference.service.local import Divided
+from enginehouse_inference.settings import InferenceSettings
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
@@ -270,3 +272,34 @@ def test_a_port_is_kept_and_one_in_use_is_told() -> None:
             reserve("127.0.0.1", port)
     with pytest.raises(UnavailableError, match="not this machine"):
         reserve("192.0.2.1", 0)
+
+
+async def test_a_front_that_cannot_be_started_again_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fronts = FrontServers(InferenceSettings(), 1, Host())  # type: ignore[arg-type]
+    attempts: list[int] = []
+
+    async def run(number: int) -> int:
+        attempts.append(number)
+        if len(attempts) == 1:
+            fronts._listens(number)
+            return 1
+        if len(attempts) == 4:
+            fronts._stopping = True
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(fronts, "_run", run)
+    monkeypatch.setattr(servers, "_BACKOFF_FIRST", 0.001)
+    fronts._listening[0] = asyncio.get_running_loop().create_future()
+    await asyncio.wait_for(fronts._keep(0), 10)
+    assert (len(attempts), fronts.deaths) == (4, 3)
+
+
+async def test_the_first_front_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    fronts = FrontServers(InferenceSettings(port=0), 2, Host())  # type: ignore[arg-type]
+
+    async def run(number: int) -> int:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(fronts, "_run", run)
+    with pytest.raises(UnavailableError, match="too many open files"):
+        await fronts.start()

@@ -107,19 +107,22 @@ class FrontServers:
         """Run one front after the other."""
         deaths: list[float] = []
         while True:
-            status = await self._run(number)
+            try:
+                ended = describe_exit(await self._run(number))
+            except (OSError, UnavailableError) as error:  # no descriptor or no memory for another process
+                ended = f"could not be started ({error})"
             if self._ends():
                 return
             first = self._listening[number]
             if not first.done():
-                message = f"a front process {describe_exit(status)} before it listened: the log says why"
+                message = f"a front process {ended} before it listened: the log says why"
                 first.set_exception(UnavailableError(message))
                 return
             self.deaths += 1
             now = time.monotonic()
             deaths = [*(moment for moment in deaths if moment > now - _WINDOW_SECONDS), now]
             pause = 0.0 if len(deaths) == 1 else min(_BACKOFF_FIRST * 2 ** (len(deaths) - 2), _BACKOFF_MOST)
-            _log.error("a front died and is replaced", front=number, reason=describe_exit(status), seconds=pause)
+            _log.error("a front died and is replaced", front=number, reason=ended, seconds=pause)
             await asyncio.sleep(pause)
             if self._ends():
                 return
