@@ -253,6 +253,15 @@ def test_a_front_that_is_killed_costs_its_connections_and_no_more(
     assert server.stop() == 0
 
 
+def test_a_front_that_hangs_is_replaced(start_server: Callable[..., Server]) -> None:
+    server = start_server(fronts="2", ping_interval_seconds="0.2", ping_timeout_seconds="3")
+    stopped = server.fronts()[0]
+    stopped.suspend()
+    wait_for(lambda: '"a front listens again"' in server.log())
+    assert '"a front hangs"' in server.log() and stopped not in server.fronts() and len(server.fronts()) == 2
+    assert server.stop() == 0
+
+
 def test_fronts_end_with_the_engine_host(start_server: Callable[..., Server], models: Path) -> None:
     server = start_server(fronts="2")
     client = server.client()

@@ -31,11 +31,13 @@ class Kind(IntEnum):
     CALL = 1
     CANCEL = 2
     LISTENING = 3
+    PONG = 4
     ANSWER = 11
     ANSWER_IN_SEGMENT = 12
     ERROR = 13
     HEALTH = 14
     DRAIN = 15
+    PING = 16
     SEGMENT = 21
     DROP = 22
     RELEASE = 23

@@ -141,6 +141,8 @@ class RemoteHost:
             self._theirs.drop(messages.decode_segment(content)[0])
         elif kind is Kind.HEALTH:
             self._on_health(*messages.decode_health(content))
+        elif kind is Kind.PING:
+            self._connection.send(Kind.PONG)
         elif kind is Kind.DRAIN:
             self._on_drain()
         else:

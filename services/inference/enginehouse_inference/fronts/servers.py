@@ -145,13 +145,27 @@ class FrontServers:
         self._sessions[number] = session
         for services, ready in self._health.items():
             session.set_health(ready, services)
+        checking = asyncio.create_task(self._check(number, process, session))
         try:
             status = await process.wait()
         finally:
+            checking.cancel()
             self._sessions.pop(number, None)
             self._processes.pop(number, None)
             await session.close()
         return status
+
+    async def _check(self, number: int, process: asyncio.subprocess.Process, session: FrontSession) -> None:
+        """Kill a front that hangs: the system would go on giving it connections."""
+        while True:
+            await asyncio.sleep(self._settings.ping_interval_seconds)
+            silent = 0.0 if session.heard is None else time.monotonic() - session.heard
+            if silent > self._settings.ping_interval_seconds + self._settings.ping_timeout_seconds:
+                _log.error("a front hangs", front=number, seconds=round(silent, 1))
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                return
+            session.ping()
 
     def _listens(self, number: int) -> None:
         if not self._listening[number].done():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -63,11 +64,17 @@ class FrontSession:
         self._answers: dict[int, Segment] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._returned: list[int] = []
+        # When it last said that it lives, since it listens, in seconds of the monotonic clock; None before.
+        self.heard: float | None = None
         connection.start(self._receive)
 
     def set_health(self, ready: bool, services: tuple[str, ...]) -> None:
         """Have the front say how services are."""
         self._connection.send(Kind.HEALTH, messages.encode_health(ready, services))
+
+    def ping(self) -> None:
+        """Have the front say that it lives."""
+        self._connection.send(Kind.PING)
 
     def drain(self) -> None:
         """Have the front take no more calls, finish those it has, and end."""
@@ -102,7 +109,10 @@ class FrontSession:
             self._segments[number] = SharedSegment(size, descriptor)
         elif kind is Kind.DROP:
             self._segments.pop(messages.decode_segment(content)[0], None)
+        elif kind is Kind.PONG:
+            self.heard = time.monotonic()
         elif kind is Kind.LISTENING:
+            self.heard = time.monotonic()
             self._on_listening()
         else:
             raise InternalError(f"a front sent a message of kind {kind.name}")
