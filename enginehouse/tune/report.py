@@ -116,9 +116,12 @@ def table(tuning: Tuning) -> list[tuple[str, ...]]:
     """A line for each configuration, the best first, at the load that says most for it; then the engines refused."""
     known = tuning.by_name()
     lines: list[tuple[str, ...]] = []
-    ranking = sorted(
-        tuning.outcome.trials, key=lambda t: (t is tuning.outcome.best, tuning.goal.score(t)), reverse=True
-    )
+    refuted = _refuted(tuning)
+
+    def rank(trial: Trial) -> tuple[bool, bool, tuple[int, float]]:
+        return trial is tuning.outcome.best, trial.point not in refuted, tuning.goal.score(trial)
+
+    ranking = sorted(tuning.outcome.trials, key=rank, reverse=True)
     for trial in ranking:
         candidate, level, point = known[trial.point.engine], tuning.goal.best_level(trial), trial.point
         lines.append(
@@ -185,6 +188,12 @@ def _measured(goal: Goal, level: Level) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _refuted(tuning: Tuning) -> set[Point]:
+    """Configurations that did at first and not again."""
+    again = (trial for trial in tuning.outcome.trials if trial.confirmation)
+    return {trial.point for trial in again if not tuning.goal.feasible(trial)}
+
+
 def _accuracy(candidate: Candidate) -> str:
     return f"{candidate.accuracy.value:.4g}" if candidate.accuracy else "-"
 
@@ -204,6 +213,8 @@ def _verdict(tuning: Tuning, trial: Trial, level: Level | None) -> str:
     words = [f"rejected: {refusal}"] if refusal else ["best" if trial is tuning.outcome.best else "does"]
     if trial.confirmation:
         words.append("second look")
+    elif not refusal and trial.point in _refuted(tuning):
+        words = ["did, but not on the second look"]
     if level is not None and level.generator_cpu > GENERATOR_BOUND:
         words.append("the load generator was the limit")
     return "; ".join(words)

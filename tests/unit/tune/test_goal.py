@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime, timezone
 from typing import Any
 
@@ -159,6 +160,18 @@ def test_a_report_says_what_was_found_and_why(tuning: Tuning) -> None:
     assert [row["verdict"] for row in written] == ["does", "p99 30 ms is above 10 ms", broken_error(tuning), "does"]
     assert written[-1]["latency_ms"]["p99"] == 9.0 and "offered_per_second" not in written[-1]
     assert "latency_ms" not in written[2]
+
+
+def test_what_did_once_only_is_said_so(tuning: Tuning) -> None:
+    best = tuning.outcome.best
+    assert best is not None
+    lucky = Point(best.point.engine, 4, 0.0, 1)
+    once = Trial(lucky, (level(900, 5.0),))
+    again = Trial(lucky, (level(900, 50.0),), confirmation=True)
+    outcome = dataclasses.replace(tuning.outcome, trials=(once, again, best))
+    verdicts = [line[-1] for line in table(dataclasses.replace(tuning, outcome=outcome))]
+    assert verdicts[0].startswith("best")
+    assert verdicts[1:3] == ["did, but not on the second look", "rejected: p99 50 ms is above 10 ms; second look"]
 
 
 def broken_error(tuning: Tuning) -> str:
