@@ -2,7 +2,8 @@
 
     python benchmarks/serving/environments.py [--into .venv/peers] [--python python3.11] [NAME ...]
 
-`constraints/{name}.txt` holds every version. All together take about 2 GB; `rm -r` removes them.
+`constraints/{name}.txt` holds every version: on Python 3.10 for pytriton (`--python python3.10 pytriton`), on 3.11 for
+the others. All together take about 2 GB; `rm -r` removes them.
 """
 
 from __future__ import annotations
