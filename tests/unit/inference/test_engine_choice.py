@@ -100,7 +100,8 @@ class Optimizer(engines_pb2_grpc.EnginesServicer, optimizer_pb2_grpc.OptimizerSe
         """Give an engine a manifest."""
         device = DeviceSpec("gpu", described.device.product)
         made = EngineManifest(
-            digest_bytes(b"k"), described.model, digest_bytes(b"m"), "INT8", "tensorrt", "8.6.0", device, ProfileSpec(1, 8, 64), (), (),
+            digest_bytes(b"k"), described.model, digest_bytes(b"m"), "INT8", "tensorrt", "8.6.0", device,
+            ProfileSpec(1, 8, 64), (), (),
             True, 64, Tree(()), **manifest,
         )  # fmt: skip
         described.manifest_digest = self.blob(made.to_json().encode())

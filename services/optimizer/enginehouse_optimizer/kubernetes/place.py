@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import time
-from functools import partial
 from typing import Any
 
 import structlog
@@ -18,7 +17,6 @@ import structlog
 from enginehouse.artifacts import BlobStore, Tree
 from enginehouse.errors import (
     AlreadyExistsError,
-    DeadlineExceededError,
     EnginehouseError,
     InternalError,
     NotFoundError,
@@ -26,10 +24,12 @@ from enginehouse.errors import (
 )
 from enginehouse.kubernetes.api import KubernetesApi, Object
 from enginehouse.kubernetes.stage_files import Order
-from enginehouse.workers.stage import RESULT, TIME_SETTING
+from enginehouse.workers.stage import RESULT
 from enginehouse_optimizer.kubernetes.following import JobView
-from enginehouse_optimizer.kubernetes.logs import StageLog, follow_log, log_tail
-from enginehouse_optimizer.kubernetes.states import IMAGE, SCHEDULING, Ended, Failed, Running, State, Waiting
+from enginehouse_optimizer.kubernetes.logs import StageLog, log_tail
+from enginehouse_optimizer.kubernetes.patience import Patience
+from enginehouse_optimizer.kubernetes.pod_logs import PodLogs
+from enginehouse_optimizer.kubernetes.states import Ended, Failed, Running, State, Waiting
 from enginehouse_optimizer.kubernetes.template import (
     INSTANCE,
     MANAGED_BY,
@@ -195,9 +195,9 @@ class KubernetesPlace:
         Raises:
             EnginehouseError: it failed, or waited or ran for too long.
         """
-        clock = _Clock(self._settings, self._seconds, run.stage.stage)
+        clock = Patience(self._settings, self._seconds, run.stage.stage)
         with StageLog(run.log, watcher.progresses) as log:
-            async with JobView.of(self._server, self._settings.namespace, name) as view, _Logs(view, log) as logs:
+            async with JobView.of(self._server, self._settings.namespace, name) as view, PodLogs(view, log) as logs:
                 told: State | None = None
                 while True:
                     state = view.state()
@@ -223,7 +223,7 @@ class KubernetesPlace:
                     await view.changed(_LOOK_SECONDS)
 
     async def _failure(
-        self, view: JobView, failed: Failed, run: StageRun, log: StageLog, logs: _Logs
+        self, view: JobView, failed: Failed, run: StageRun, log: StageLog, logs: PodLogs
     ) -> EnginehouseError:
         """The error of a failure, with what the container that failed said."""
         await logs.finish()
@@ -245,76 +245,6 @@ class KubernetesPlace:
             end = tail.decode(errors="replace")
         message = f"{error.message}. End of its log:\n{end.strip() or '(empty)'}"
         return type(error)(message, details=error.details)
-
-
-class _Logs:
-    """Follows the logs of a Job's pods, each once its worker has started."""
-
-    def __init__(self, view: JobView, log: StageLog) -> None:
-        self._view = view
-        self._log = log
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    async def __aenter__(self) -> _Logs:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-
-    def follow_started(self) -> None:
-        for pod in self._view.started():
-            if pod not in self._tasks:
-                if self._tasks:
-                    self._log.note(f"--- the stage begins again in the pod {pod} ---")
-                self._tasks[pod] = asyncio.ensure_future(
-                    follow_log(
-                        self._view.api,
-                        self._view.log_path(pod),
-                        WORKER,
-                        partial(self._has_ended, pod),
-                        self._log.feed,
-                    )
-                )
-
-    def _has_ended(self, pod: str) -> bool:
-        return self._view.started().get(pod, True)
-
-    async def finish(self) -> None:
-        """Wait for the rest of the logs."""
-        self.follow_started()
-        results = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        for result in results:
-            if isinstance(result, EnginehouseError):
-                _log.warning("a stage's log could not be read to its end", error=result.message)
-
-
-class _Clock:
-    """How long a Job has been waiting for one thing, and running."""
-
-    def __init__(self, settings: ClusterSettings, seconds: float | None, stage: str) -> None:
-        self._patience = {SCHEDULING: settings.pending_seconds, IMAGE: settings.image_seconds}
-        self._seconds = seconds
-        self._stage = stage
-        self._what: object = None
-        self._since = time.monotonic()
-
-    def check(self, state: State) -> None:
-        """Raises the error of what lasts too long."""
-        what = state.what if isinstance(state, Waiting) else type(state)
-        now = time.monotonic()
-        if what != self._what:
-            self._what, self._since = what, now
-        if isinstance(state, Waiting) and state.error is not None:
-            if state.hopeless or now - self._since > self._patience.get(state.what, float("inf")):
-                raise state.error
-        elif isinstance(state, Running) and self._seconds is not None and now - self._since > self._seconds:
-            raise DeadlineExceededError(
-                f"stage {self._stage!r} ran longer than its limit of {self._seconds:g} s and was stopped: "
-                f"raise {TIME_SETTING}, or give it less to do",
-                details={"stage": self._stage, "limit_seconds": f"{self._seconds:g}"},
-            )
 
 
 def _tell(state: State, watcher: RunWatcher, log: StageLog) -> None:
