@@ -115,6 +115,7 @@ def test_a_stage_that_fails_and_one_that_is_cancelled(world: World, start: Calla
     until(lambda: world.left() == [] and world.building() == [])
 
 
+@pytest.mark.slow
 def test_jobs_outlive_the_service(world: World, start: Callable[..., OptimizerProcess], tmp_path: Path) -> None:
     optimizer = start(**world.settings)
     gate = tmp_path / "gate"
