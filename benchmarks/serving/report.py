@@ -16,7 +16,7 @@ from enginehouse.bench.environment import Environment, Machine, bench_software, 
 from enginehouse.bench.recording import utc
 from enginehouse.bench.rows import to_line
 from serving.cases import Case
-from serving.servers import FLOOR, OURS, SERVERS
+from serving.servers import FLOOR, SERVERS
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def write_report(folder: Path, measured: Sequence[Measured], *, clients: int, co
     for result in measured:
         if not result.turns:
             continue
-        software = {**bench_software(), **({} if result.server == OURS else result.versions)}
+        software = {**bench_software(), **result.versions}
         environment = Environment(machine, software, scope_of="service", settings=settings)
         environments[environment.digest] = environment.to_json()
         lines.append(to_line(_row(result, clients, environment.digest, command)))
