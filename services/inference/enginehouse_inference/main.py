@@ -40,7 +40,7 @@ async def _serve(settings: InferenceSettings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 after a signal, 1 when it could not start, 2 for wrong settings."""
     description = "Serves engines by the Open Inference Protocol, over gRPC."
-    # A tenth less CPU time a request than asyncio's own loop (results/epyc-2-cores/serving).
+    # Less CPU time a request than asyncio's own loop.
     return run_service(
         "inference",
         description,
