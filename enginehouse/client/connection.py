@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
+from enginehouse.client.owner import LoopOwner
 from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError
 from enginehouse.rpc.channels import TLS, Token, open_channel
 from enginehouse.rpc.status import from_rpc_error
@@ -113,7 +113,7 @@ class Endpoint:
         # Of certificates that were replaced: their streams go on.
         self._old: list[grpc.aio.Channel] = []
         self._channel: grpc.aio.Channel | None = None
-        self._owner: tuple[int, int] | None = None
+        self._owner: LoopOwner | None = None
         self._stubs: dict[Any, Any] = {}
         self._closed = False
 
@@ -126,10 +126,9 @@ class Endpoint:
         if self._closed:
             raise FailedPreconditionError(CLOSED)
         loop = asyncio.get_running_loop()
-        owner = (os.getpid(), id(loop))
-        if self._channel is None or self._owner != owner:
+        if self._channel is None or self._owner is None or not self._owner.runs:
             self._stubs = {}
-            self._owner = owner
+            self._owner = LoopOwner()
             self._channel = self._connect()
         elif self._stamps and loop.time() - self._looked >= LOOK_SECONDS:
             self._looked = loop.time()
@@ -203,7 +202,7 @@ class Endpoint:
         """Close the channel until it is next used."""
         channel, self._channel, self._stubs = self._channel, None, {}
         old, self._old = self._old, []
-        if channel is not None and self._owner == (os.getpid(), id(asyncio.get_running_loop())):
+        if channel is not None and self._owner is not None and self._owner.runs:
             for one in (*old, channel):
                 await one.close()
 

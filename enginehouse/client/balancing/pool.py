@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from enginehouse.client.balancing.discovery import Discovery, Target
 from enginehouse.client.balancing.policy import Balancing
 from enginehouse.client.balancing.servers import Server
 from enginehouse.client.connection import CLOSED, TLS, Endpoint
+from enginehouse.client.owner import LoopOwner
 from enginehouse.errors import DeadlineExceededError, FailedPreconditionError
 from enginehouse.rpc.channels import Token
 
@@ -60,7 +60,7 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._resolving: asyncio.Task[None] | None = None
         self._resolved = float("-inf")
-        self._owner: tuple[int, int] | None = None
+        self._owner: LoopOwner | None = None
         self._closed = False
 
     async def servers(self, within: float | None = None) -> Sequence[Server]:
@@ -130,10 +130,9 @@ class Pool:
         await asyncio.gather(*(_close(server) for server in self._servers.values()))
 
     def _adopt(self) -> None:
-        owner = (os.getpid(), id(asyncio.get_running_loop()))
-        if self._owner == owner:
+        if self._owner is not None and self._owner.runs:
             return
-        self._owner = owner
+        self._owner = LoopOwner()
         self._tasks, self._retired, self._resolving = set(), set(), None
         self._resolved = float("-inf")
         for server in self._servers.values():
