@@ -56,6 +56,9 @@ def engine(
         (engine(product="NVIDIA A100-SXM4-80GB", capability="8.0"), {"hardware_compatible": "true"}, H200, ""),
         (engine(product="NVIDIA H100"), {}, H200, "built for NVIDIA H100"),
         (engine(product="any"), {}, H200, ""),
+        (engine(product="any", capability="8.9"), {}, H200, r"built for any GPU of compute capability 8\.9"),
+        # Where NVML does not say which GPU this is, the worker that loads the engine does.
+        (engine(product="NVIDIA H100"), {}, Here(H200.environments, gpu=True), ""),
         (engine(product="NVIDIA H200 MIG 1g.18gb"), {}, H200, ""),
         (engine(version="8.5.3"), {}, H200, "built by tensorrt 8.5.3"),
         (engine(version="8.5.3"), {"version_compatible": "true"}, H200, ""),

@@ -24,12 +24,14 @@ class Here:
         product: of the GPU, such as "NVIDIA H200"; empty without one.
         compute_capability: such as "9.0".
         versions: of the GPU backends installed here, as their engines name them; of those that were asked.
+        gpu: whether it serves on a GPU, which has no product here when NVML does not say.
     """
 
     environments: frozenset[str]
     product: str = ""
     compute_capability: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    gpu: bool = False
 
     def has(self, backend: str) -> bool:
         """Whether a backend's worker environment is installed."""
@@ -37,7 +39,7 @@ class Here:
 
     def __str__(self) -> str:
         if not self.product:
-            return "this process serves without a GPU"
+            return f"this process serves {'on a GPU that NVML does not name' if self.gpu else 'without a GPU'}"
         versions = "".join(f", {name} {version}" for name, version in sorted(self.versions.items()))
         return f"this process has a {self.product} ({self.compute_capability or '?'}{versions})"
 
@@ -54,12 +56,18 @@ def misfit(engine: engines_pb2.Engine, options: Mapping[str, str], here: Here) -
         return f"its backend, {engine.backend}, is not installed here"
     if engine.device.kind != "gpu":
         return ""
-    built_for = f"{engine.device.product} ({engine.device.compute_capability})"
+    built_for = _built_for(engine.device)
     if not here.product:
-        return f"it was built for {built_for}"
+        return "" if here.gpu else f"it was built for {built_for}"
     if not _same_device(engine, here) and not (_is_on(options, "hardware_compatible") and _is_recent(here)):
         return f"it was built for {built_for}"
     return _other_version(engine, options, here.versions.get(engine.backend, ""))
+
+
+def _built_for(device: engines_pb2.Device) -> str:
+    if device.product == _ANY:
+        return f"any GPU of compute capability {device.compute_capability}"
+    return f"{device.product} ({device.compute_capability})"
 
 
 def candidates(

@@ -39,7 +39,7 @@ class DeviceFacts:
         if self._gpu is None:
             self._gpu = await asyncio.to_thread(_gpu, index)
         version = await self._version(backend)
-        return Here(installed, *self._gpu, {backend: version} if version else {})
+        return Here(installed, *self._gpu, {backend: version} if version else {}, gpu=True)
 
     async def _version(self, backend: str) -> str:
         """A backend's version, as its worker says it; empty when none can be started."""
