@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import grpc.aio
 import structlog
+from prometheus_client import ProcessCollector
 from prometheus_client.registry import Collector
 
 from enginehouse.rpc.authorization import Authorizer
+from enginehouse.rpc.metrics_server import MetricsServer
 from enginehouse.rpc.server import RpcServer
 from enginehouse.workers.environments import WorkerEnvironments
 from enginehouse_inference.desired.choice import EngineChoice
@@ -23,7 +25,6 @@ from enginehouse_inference.devices.facts import DeviceFacts
 from enginehouse_inference.fronts.metrics import FrontMetrics
 from enginehouse_inference.fronts.servers import FrontServers
 from enginehouse_inference.metrics import InferenceMetrics
-from enginehouse_inference.metrics_server import MetricsServer
 from enginehouse_inference.models.catalog import Catalog
 from enginehouse_inference.models.manager import ModelManager
 from enginehouse_inference.models.plan import QueueDefaults
@@ -110,7 +111,7 @@ class InferenceApp:
     async def start(self) -> None:
         """Bring up what is wanted."""
         if (address := self._settings.metrics_address) is not None:
-            self._metrics_server = MetricsServer(self._metrics, *address)
+            self._metrics_server = MetricsServer([*self._metrics, ProcessCollector(registry=None)], *address)
         if self._watcher is not None:
             self._watcher.start()
             try:

@@ -6,14 +6,12 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
 
-from enginehouse.errors import UnavailableError
 from enginehouse.rpc.announce import announce_file
 from enginehouse.rpc.entry import run_service
+from enginehouse.rpc.metrics_server import MetricsServer
 from enginehouse.rpc.server import RpcServer, Service, run_until_signalled
 from enginehouse.v1 import telemetry_pb2_grpc as pb_grpc
 from enginehouse_telemetry.attribution import Attribution
@@ -57,7 +55,7 @@ class Agent:
             settings, [Service(SERVICE, lambda server: pb_grpc.add_TelemetryServicer_to_server(service, server))]
         )
         self._loop = asyncio.get_running_loop()
-        self._metrics: Any = None
+        self._metrics: MetricsServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -85,15 +83,14 @@ class Agent:
         if self._kubelet is not None:
             await self._kubelet.close()
         if self._metrics is not None:
-            await asyncio.to_thread(self._metrics.shutdown)
-            self._metrics.server_close()
+            await self._metrics.close()
         if not await asyncio.to_thread(self._sampler.close):
             _log.warning("the driver does not answer; leaving without it")
 
     def _ready(self, port: int) -> None:
         ports = {"port": port}
         if self._metrics is not None:
-            ports["metrics_port"] = int(self._metrics.server_port)
+            ports["metrics_port"] = self._metrics.port
         self._announce(ports)
 
     def _deliver(self, reading: NodeReading) -> None:
@@ -104,17 +101,8 @@ class Agent:
         settings = self._settings
         if settings.metrics_port is None:
             return
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(NodeMetrics(self._hub, self._gpus, self._sampler, settings.node_name))
-        host = (settings.metrics_host or settings.host).strip("[]")
-        try:
-            self._metrics, _ = start_http_server(settings.metrics_port, addr=host, registry=registry)
-        except OSError as error:
-            raise UnavailableError(
-                f"cannot serve metrics on {host}:{settings.metrics_port}: stop what holds the port, or set "
-                f"ENGINEHOUSE_METRICS_PORT to another (0 for a free one) or to off. [{error}]"
-            ) from error
-        _log.info("metrics", address=f"http://{host}:{self._metrics.server_port}/metrics")
+        collectors = [NodeMetrics(self._hub, self._gpus, self._sampler, settings.node_name)]
+        self._metrics = MetricsServer(collectors, settings.metrics_host or settings.host, settings.metrics_port)
 
     async def _watch(self) -> None:
         """Tell health when the driver stops answering, and the log when GPUs change."""

@@ -6,16 +6,14 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry, start_http_server
 
-from enginehouse.errors import UnavailableError
 from enginehouse.rpc.announce import announce_file
 from enginehouse.rpc.channels import TLS, Credentials, Token
 from enginehouse.rpc.entry import run_service
+from enginehouse.rpc.metrics_server import MetricsServer
 from enginehouse.rpc.server import RpcServer, Service, run_until_signalled
 from enginehouse.v1 import telemetry_cluster_pb2_grpc as pb_grpc
 from enginehouse.v1 import telemetry_pb2 as pb
@@ -71,7 +69,7 @@ class Aggregator:
         self._server = RpcServer(
             settings, [Service(SERVICE, lambda server: pb_grpc.add_ClusterTelemetryServicer_to_server(service, server))]
         )
-        self._metrics: Any = None
+        self._metrics: MetricsServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -97,30 +95,20 @@ class Aggregator:
                 await task
         await self._crowd.close()
         if self._metrics is not None:
-            await asyncio.to_thread(self._metrics.shutdown)
-            self._metrics.server_close()
+            await self._metrics.close()
 
     def _ready(self, port: int) -> None:
         ports = {"port": port}
         if self._metrics is not None:
-            ports["metrics_port"] = int(self._metrics.server_port)
+            ports["metrics_port"] = self._metrics.port
         self._announce(ports)
 
     def _serve_metrics(self) -> None:
         settings = self._settings
         if settings.metrics_port is None:
             return
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(ClusterMetrics(self._cluster, self._crowd, self._consumers, self._pacer))
-        host = (settings.metrics_host or settings.host).strip("[]")
-        try:
-            self._metrics, _ = start_http_server(settings.metrics_port, addr=host, registry=registry)
-        except OSError as error:
-            raise UnavailableError(
-                f"cannot serve metrics on {host}:{settings.metrics_port}: stop what holds the port, or set "
-                f"ENGINEHOUSE_METRICS_PORT to another (0 for a free one) or to off. [{error}]"
-            ) from error
-        _log.info("metrics", address=f"http://{host}:{self._metrics.server_port}/metrics")
+        collectors = [ClusterMetrics(self._cluster, self._crowd, self._consumers, self._pacer)]
+        self._metrics = MetricsServer(collectors, settings.metrics_host or settings.host, settings.metrics_port)
 
     async def _sweep(self) -> None:
         while True:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.registry import Collector
 
 from enginehouse.errors import UnavailableError
@@ -26,7 +26,6 @@ class MetricsServer:
         registry = CollectorRegistry(auto_describe=False)
         for collector in collectors:
             registry.register(collector)
-        ProcessCollector(registry=registry)
         host = host.strip("[]")
         try:
             self._server: Any = start_http_server(port, addr=host, registry=registry)[0]
