@@ -206,6 +206,36 @@ def test_layers_have_one_format() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tactic", "expected"),
+    [  # of an H200's engines, TensorRT 8.6.0
+        (
+            "sm90_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_nchw_vect_c_32kcrs_vect_c_32",
+            "INT8",
+        ),
+        ("sm90_xmma_fprop_implicit_gemm_i8f32_i8i32_f32_nchw_vect_c_32kcrs_vect_c_32_nchw_tilesize64x64x128", "INT8"),
+        (
+            "sm80_xmma_conv_fprop_smallk_i8i8_i32_f32_nchw_vect_c_32kcrs",
+            "INT8",
+        ),
+        (
+            "sm90_xmma_fprop_image_first_layer_f16f16_f32_f16_nhwckrsc_nhwc_hmma",
+            "FP16",
+        ),
+        ("sm80_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize32x32x64", "TF32"),
+        ("ampere_scudnn_f32f32_f32_f32_tn_n", "FP32"),
+        ("sm90_xmma_gemm_e4m3e4m3_e4m3f32_f32_tn_n_tilesize64x64x128", "FP8"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x128", "BF16"),
+        ("sm50_xmma_pooling_coalescedC_NHWC_kMAX_3_False", ""),
+        ("", ""),
+    ],
+)
+def test_a_kernels_name_says_what_it_multiplies(tactic: str, expected: str) -> None:
+    """8.6 gives no types of tensors in an engine of dynamic shapes, even with a context whose shapes are set."""
+    (layer,) = layers({"Layers": [{"Name": "conv", "TacticName": tactic}]})["layers"]
+    assert layer.get("precision", "") == expected
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("Row major linear FP32", "FP32"),

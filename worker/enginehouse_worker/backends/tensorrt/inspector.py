@@ -30,6 +30,19 @@ _TYPES = (
     ("uint8", "UINT8"),
     ("bool", "BOOL"),
 )
+# A kernel's name holds the types of its operands, then of its result: sm80_xmma_gemm_f16f16_f16f16_f16_tn_n_tilesize...
+_KERNEL_TYPE = "i8|u8|e4m3|e5m2|bf16|f16|tf32|f32"
+_OPERANDS = re.compile(f"_({_KERNEL_TYPE})(?:{_KERNEL_TYPE})_(tf32)?")
+_KERNEL_TYPES = {
+    "i8": "INT8",
+    "u8": "INT8",
+    "e4m3": "FP8",
+    "e5m2": "FP8",
+    "bf16": "BF16",
+    "f16": "FP16",
+    "tf32": "TF32",
+    "f32": "FP32",
+}
 
 
 def open_plan(library: Library, directory: Path, description: Mapping[str, Any]) -> tuple[Any, Any] | None:
@@ -82,8 +95,9 @@ def parse(text: str) -> dict[str, Any]:
 def layers(information: Mapping[str, Any]) -> dict[str, Any]:
     """`{"layers": [{name, type, precision, tactic, nodes}]}` in the engine's order, from the inspector's JSON.
 
-    `precision` is the type of the first output, absent when the inspector does not say; `nodes` are the ONNX nodes that
-    became the layer. Engines built without detailed profiling have names only.
+    `precision` is what the kernel multiplies, else the type of the first output; absent when neither is said, as by 8.6
+    for what is no matrix product in an engine of dynamic shapes. `nodes` are the ONNX nodes that became the layer.
+    Engines built without detailed profiling have names only.
     """
     return {"layers": [_layer(layer) for layer in information.get("Layers", [])]}
 
@@ -96,7 +110,9 @@ def _layer(layer: Any) -> dict[str, Any]:
         if layer.get(key):
             found[name] = str(layer[key])
     outputs = layer.get("Outputs") or [{}]
-    precision = data_type(str(outputs[0].get("Format/Datatype", outputs[0].get("Datatype", ""))))
+    precision = kernel_type(found.get("tactic", "")) or data_type(
+        str(outputs[0].get("Format/Datatype", outputs[0].get("Datatype", "")))
+    )
     if precision:
         found["precision"] = precision
     found["nodes"] = _NODE.findall(str(layer.get("Metadata", "")))
@@ -107,3 +123,9 @@ def data_type(text: str) -> str:
     """The type that a description of a format names; empty when it names none."""
     words = re.findall(r"[a-z0-9]+", text.lower())
     return next((name for word, name in _TYPES if word in words), "")
+
+
+def kernel_type(tactic: str) -> str:
+    """The type in which the kernel of a name multiplies; empty when the name does not say."""
+    found = _OPERANDS.search(tactic)
+    return _KERNEL_TYPES[found[2] or found[1]] if found else ""

@@ -103,8 +103,6 @@ def layer_times(
         if profile and not context.set_optimization_profile_async(profile, int(stream)):
             raise WorkerError("INTERNAL", f"optimization profile {profile}: {library.messages.take_errors()}")
         _bind(library, engine, context, batch, profile, undo)
-        # Without shapes the inspector's types are "N/A due to dynamic shapes".
-        shaped = inspect(library, engine, context)
         for number in range(_WARMUPS + runs):
             if number == _WARMUPS:
                 # Only now: attached earlier, it would time the setting up.
@@ -112,6 +110,8 @@ def layer_times(
             if not context.execute_async_v3(int(stream)):
                 raise WorkerError("INTERNAL", f"TensorRT cannot run the batch: {library.messages.take_errors()}")
             cuda.checked(bindings.cudaStreamSynchronize(stream), "profiling a batch")
+        # Without shapes the inspector's types are "N/A due to dynamic shapes".
+        shaped = inspect(library, engine, context)
         del context  # before its memory goes
     return shaped, {name: taken / runs for name, taken in collector.taken.items()}
 
