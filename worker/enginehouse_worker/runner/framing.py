@@ -14,9 +14,13 @@ from typing import Any
 
 MAX_FRAME_BYTES = 64 << 20
 _LENGTH = struct.Struct("<I")
-_CHUNK = 256 << 10
+# Below the size from which the C library maps and unmaps each block: that costs more than the rest of a small frame.
+_CHUNK = 64 << 10
 # Linux allows 253 descriptors in one message; ours carry one each, but several messages may be read together.
 _ANCILLARY = socket.CMSG_SPACE(64 * 4)
+# Made once: `json.dumps` with separators, and `json.loads` of bytes, make up their minds anew for each frame.
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_decode = json.JSONDecoder().decode
 
 
 class BadFrameError(Exception):
@@ -39,7 +43,7 @@ class Channel:
         Raises:
             OSError: the peer is gone.
         """
-        body = json.dumps(frame, separators=(",", ":"), allow_nan=False).encode()
+        body = _encode(frame).encode()
         data = memoryview(_LENGTH.pack(len(body)) + body)
         with self._sending:
             if descriptor is not None:
@@ -104,7 +108,7 @@ def parse(body: bytes) -> dict[str, Any]:
         BadFrameError: it is none.
     """
     try:
-        frame = json.loads(body)
+        frame = _decode(body.decode())
     except ValueError as error:
         raise BadFrameError(f"a frame that is not JSON: {error}") from None
     if not isinstance(frame, dict):
