@@ -101,7 +101,8 @@ class OptimizerSettings(ServerSettings):
     kubernetes_job_template: Path | None = Field(
         None,
         description="YAML of a Pod that is laid under the pods of Jobs: tolerations, volumes, and for its containers "
-        "worker, fetch and publish resources and variables.",
+        "worker, fetch and publish resources and variables. Or a folder: pod.yaml, over which its other *.yaml "
+        "files are laid, by name.",
     )
     kubernetes_client_image: str = Field(
         "", description="Image with the enginehouse package, which fetches and publishes files; this pod's when empty."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from enginehouse_optimizer.kubernetes.pod_template import load_template
 
 ROOT = Path(__file__).resolve().parents[3]
 K8S = ROOT / "k8s"
@@ -68,6 +69,16 @@ VARIANTS = (
         "cert-manager",
         components=("tls", "cert-manager"),
         helm=_sets("tls.enabled=true", "tls.certManager.enabled=true"),
+    ),
+    Variant(
+        "mig-with-tls",
+        components=("tls", "runtimeclass", "mig"),
+        helm=_sets("tls.enabled=true", "runtimeClassName=nvidia", "gpu.resource=nvidia.com/mig-1g.10gb"),
+    ),
+    Variant(
+        "time-slicing-with-tls",
+        components=("time-slicing", "tls", "runtimeclass"),
+        helm=_sets("tls.enabled=true", "runtimeClassName=nvidia", "gpu.resource=nvidia.com/gpu.shared"),
     ),
     Variant("auth", components=("tls", "auth"), helm=_sets("tls.enabled=true", "auth.enabled=true")),
     Variant("monitoring", components=("monitoring",), helm=_sets("monitoring.enabled=true")),
@@ -174,7 +185,15 @@ def pods(objects: tuple[Object, ...]) -> Iterator[tuple[str, str, Mapping[str, A
         elif thing["kind"] == "Pod":
             yield key(thing), namespace, thing
         elif thing["kind"] == "ConfigMap" and "pod.yaml" in thing["data"]:
-            yield key(thing), namespace, yaml.safe_load(thing["data"]["pod.yaml"])
+            yield key(thing), namespace, build_pod(thing)
+
+
+def build_pod(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The pod that the optimizer makes of the files in the ConfigMap of build Jobs."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in config["data"].items():
+            Path(folder, name).write_text(text)
+        return {"apiVersion": "v1", "kind": "Pod", **load_template(Path(folder))}
 
 
 def container_list(template: Mapping[str, Any]) -> list[Mapping[str, Any]]:

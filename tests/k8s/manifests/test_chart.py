@@ -15,6 +15,7 @@ from tests.k8s.manifests.rendering import (
     VARIANTS,
     Object,
     Variant,
+    build_pod,
     container_list,
     helm_template,
     key,
@@ -36,7 +37,9 @@ def comparable(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
         if name == "labels":
             value = {label: text for label, text in value.items() if label not in MAKER}
-        if name == "data":
+        if name == "data" and "pod.yaml" in value:
+            value = {"pod": build_pod({"data": value})}
+        elif name == "data":
             value = {file: _content(file, text) for file, text in value.items()}
         walked = {field: comparable(inner, field) for field, inner in value.items()}
         return {field: inner for field, inner in walked.items() if field in MEANT_EMPTY or inner not in (None, {}, [])}

@@ -246,14 +246,6 @@ def test_every_overlay_and_component_is_among_the_variants() -> None:
     assert folders - {".", "base"} == tried - {""}
 
 
-@pytest.mark.parametrize("name", ["mig", "time-slicing", "runtimeclass", "tls"])
-def test_copies_of_the_build_pod_differ_in_what_they_are_for(name: str) -> None:
-    base = (K8S / "base" / "build-job-pod.yaml").read_text()
-    copy = (K8S / "components" / name / "build-job-pod.yaml").read_text()
-    missing = [line for line in base.splitlines() if line not in copy.splitlines()]
-    assert missing == (["        limits: {memory: 16Gi, nvidia.com/gpu: 1}"] if name in ("mig", "time-slicing") else [])
-
-
 def test_one_version_everywhere() -> None:
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from enginehouse_optimizer.kubernetes.gpus import place_target, products_of
-from enginehouse_optimizer.kubernetes.template import job_name, load_template
+from enginehouse_optimizer.kubernetes.pod_template import load_template
+from enginehouse_optimizer.kubernetes.template import job_name
 from enginehouse_optimizer.pipeline.gpus import LocalGpus
 from enginehouse_optimizer.pipeline.inputs import Target
 from enginehouse_optimizer.pipeline.machine import GPU
@@ -85,6 +86,45 @@ def test_templates_that_are_none(tmp_path: Path, text: str, said: str) -> None:
         load_template(path)
     with pytest.raises(FailedPreconditionError, match="cannot be read"):
         load_template(tmp_path / "none")
+
+
+def test_a_folder_of_templates_is_put_together(tmp_path: Path) -> None:
+    files = {
+        "pod.yaml": "{metadata: {labels: {a: b}}, spec: {tolerations: [{key: gpu}], volumes: [{name: tmp}], "
+        "containers: [{name: worker, env: [{name: A, value: '1'}, {name: B, value: '1'}], "
+        "resources: {limits: {memory: 1Gi, nvidia.com/gpu: 1}}}]}}",
+        "b-last.yaml": "spec: {runtimeClassName: last, tolerations: null}",
+        "a-mig.yaml": "spec: {runtimeClassName: first, volumes: [{name: tls}, {name: tmp, emptyDir: {}}], "
+        "containers: [{name: worker, env: [{name: B, value: '2'}], "
+        "resources: {limits: {nvidia.com/gpu: null, nvidia.com/mig: 1}}}, "
+        "{name: fetch}]}",
+        "notes.txt": "not a pod",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "..2026.yaml").mkdir()  # as a mounted ConfigMap has
+    assert load_template(tmp_path) == {
+        "metadata": {"labels": {"a": "b"}},
+        "spec": {
+            "runtimeClassName": "last",
+            "volumes": [{"name": "tls"}, {"name": "tmp", "emptyDir": {}}],
+            "containers": [
+                {
+                    "name": "worker",
+                    "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}],
+                    "resources": {"limits": {"memory": "1Gi", "nvidia.com/mig": 1}},
+                },
+                {"name": "fetch"},
+            ],
+        },
+    }
+    (tmp_path / "c-wrong.yaml").write_text("spec: {containers: [{name: main}]}")
+    with pytest.raises(FailedPreconditionError, match=r"c-wrong\.yaml has a container 'main'"):
+        load_template(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FailedPreconditionError, match=r"no \*\.yaml file: expected pod\.yaml"):
+        load_template(empty)
 
 
 def test_names_of_jobs() -> None:

@@ -15,7 +15,8 @@ from enginehouse.kubernetes.api import KubernetesApi, namespace_of_this_pod
 from enginehouse.workers.environments import BACKEND_ENVIRONMENTS
 from enginehouse_optimizer.kubernetes.gpus import ClusterGpus
 from enginehouse_optimizer.kubernetes.place import KubernetesPlace
-from enginehouse_optimizer.kubernetes.template import ClusterSettings, load_template
+from enginehouse_optimizer.kubernetes.pod_template import load_template
+from enginehouse_optimizer.kubernetes.template import ClusterSettings
 from enginehouse_optimizer.pipeline.places import StagePlace
 from enginehouse_optimizer.pipeline.slots import StageQueue, StageSlots
 from enginehouse_optimizer.pipeline.timing import TimingCaches

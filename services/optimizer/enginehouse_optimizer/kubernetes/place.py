@@ -29,12 +29,12 @@ from enginehouse_optimizer.kubernetes.following import JobView
 from enginehouse_optimizer.kubernetes.logs import StageLog, log_tail
 from enginehouse_optimizer.kubernetes.patience import Patience
 from enginehouse_optimizer.kubernetes.pod_logs import PodLogs
+from enginehouse_optimizer.kubernetes.pod_template import WORKER
 from enginehouse_optimizer.kubernetes.states import Ended, Failed, Running, State, Waiting
 from enginehouse_optimizer.kubernetes.template import (
     INSTANCE,
     MANAGED_BY,
     MANAGER,
-    WORKER,
     ClusterSettings,
     JobOrder,
     job_name,

@@ -10,7 +10,7 @@ import structlog
 from enginehouse.errors import EnginehouseError
 from enginehouse_optimizer.kubernetes.following import JobView
 from enginehouse_optimizer.kubernetes.logs import StageLog, follow_log
-from enginehouse_optimizer.kubernetes.template import WORKER
+from enginehouse_optimizer.kubernetes.pod_template import WORKER
 
 _log = structlog.get_logger("kubernetes")
 

@@ -29,7 +29,7 @@ from enginehouse.errors import (
     UnavailableError,
 )
 from enginehouse.kubernetes.api import Object
-from enginehouse_optimizer.kubernetes.template import PUBLISH, WORKER
+from enginehouse_optimizer.kubernetes.pod_template import PUBLISH, WORKER
 
 SCHEDULING, IMAGE, STARTING = "scheduling", "image", "starting"
 # No time heals these.

@@ -14,17 +14,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from enginehouse.artifacts import digest_json
-from enginehouse.errors import FailedPreconditionError
 from enginehouse.kubernetes.api import Object
 from enginehouse.kubernetes.stage_files import SPEC
+from enginehouse_optimizer.kubernetes.pod_template import FETCH, PUBLISH, WORKER, containers_of, joined, merged
 
-FETCH, WORKER, PUBLISH = CONTAINERS = ("fetch", "worker", "publish")
 FOLDER = "/stage"
 TOKEN_FOLDER, TOKEN_FILE = "/var/run/secrets/enginehouse", "token"
 GPU_PRODUCT = "nvidia.com/gpu.product"
@@ -39,8 +35,6 @@ _LAUNCH = (
     "'--events-fd', '3'])"
 )
 _TOKEN_SECONDS = 3600
-# What tells the items of a container's lists apart.
-_KEYS = {"env": "name", "volumeMounts": "mountPath"}
 # What the restricted Pod Security level asks for.
 _POD_SECURITY = {
     "runAsNonRoot": True,
@@ -90,7 +84,7 @@ class ClusterSettings:
     @property
     def gpu_resource(self) -> str:
         """Such as "nvidia.com/gpu", or "nvidia.com/mig-1g.10gb"."""
-        limits = _limits(_given(self.template).get(WORKER, {}))
+        limits = _limits(containers_of(self.template).get(WORKER, {}))
         return next((name for name in limits if "/" in name), DEFAULT_GPU_RESOURCE)
 
 
@@ -108,39 +102,14 @@ class JobOrder:
     seconds: float | None = None
 
 
-def load_template(path: Path | None) -> dict[str, Any]:
-    """Read a Pod, a PodTemplate or the bare template of one; an empty one when there is no file to read.
-
-    Raises:
-        FailedPreconditionError: it cannot be read, or is none of them.
-    """
-    if path is None:
-        return {}
-    what = f"ENGINEHOUSE_KUBERNETES_JOB_TEMPLATE {path}"
-    try:
-        value: Any = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise FailedPreconditionError(f"{what} cannot be read: {error}") from error
-    if isinstance(value, dict) and value.get("kind") == "PodTemplate":
-        value = value.get("template")
-    if not isinstance(value, dict) or not isinstance(value.get("spec"), dict):
-        raise FailedPreconditionError(f"{what} is no pod: expected `metadata` and `spec`")
-    if unknown := sorted(set(_given(value)) - set(CONTAINERS)):
-        raise FailedPreconditionError(
-            f"{what} has a container {unknown[0]!r}: expected only {', '.join(CONTAINERS)}, whose fields are laid over "
-            "those of the stage's pod"
-        )
-    return {name: value[name] for name in ("metadata", "spec") if value.get(name)}
-
-
 def make_job(settings: ClusterSettings, order: JobOrder) -> Object:
     """The Job of a stage."""
     template = copy.deepcopy(dict(settings.template))
     metadata, spec = template.get("metadata") or {}, template.get("spec") or {}
-    given = _given(settings.template)
+    given = containers_of(settings.template)
     if not order.gpu and (limits := _limits(given.get(WORKER, {}))):
         given[WORKER]["resources"]["limits"] = {name: value for name, value in limits.items() if "/" not in name}
-    containers = [_merged(container, given.get(container["name"], {})) for container in _containers(settings, order)]
+    containers = [merged(container, given.get(container["name"], {})) for container in _containers(settings, order)]
     labels = {
         "app.kubernetes.io/name": "enginehouse",
         "app.kubernetes.io/component": "build",
@@ -160,11 +129,11 @@ def make_job(settings: ClusterSettings, order: JobOrder) -> Object:
         "automountServiceAccountToken": False,
         **spec,
         "restartPolicy": "Never",
-        "securityContext": _merged(_POD_SECURITY, spec.get("securityContext") or {}),
+        "securityContext": merged(_POD_SECURITY, spec.get("securityContext") or {}),
         **({"nodeSelector": selector} if selector else {}),
         "initContainers": containers[:2],
         "containers": containers[2:],
-        "volumes": _joined(_volumes(settings), spec.get("volumes") or [], "name"),
+        "volumes": joined(_volumes(settings), spec.get("volumes") or [], "name"),
     }
     return {
         "apiVersion": "batch/v1",
@@ -257,31 +226,5 @@ def _volumes(settings: ClusterSettings) -> list[Object]:
     return volumes
 
 
-def _given(template: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies of a template's containers, by name."""
-    spec = template.get("spec") or {}
-    containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
-    return {str(container.get("name")): copy.deepcopy(container) for container in containers}
-
-
 def _limits(container: Mapping[str, Any]) -> dict[str, Any]:
     return dict((container.get("resources") or {}).get("limits") or {})
-
-
-def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Object:
-    """Objects field by field, variables and mounts one by one, anything else as they say."""
-    result = copy.deepcopy(dict(ours))
-    for name, value in theirs.items():
-        if isinstance(value, dict) and isinstance(result.get(name), dict):
-            result[name] = _merged(result[name], value)
-        elif name in _KEYS and isinstance(value, list):
-            result[name] = _joined(result.get(name) or [], value, _KEYS[name])
-        else:
-            result[name] = copy.deepcopy(value)
-    return result
-
-
-def _joined(ours: list[Object], theirs: list[Object], key: str) -> list[Object]:
-    """Both, less those of ours that theirs replace."""
-    known = {item.get(key) for item in theirs}
-    return [*(item for item in ours if item.get(key) not in known), *copy.deepcopy(theirs)]
