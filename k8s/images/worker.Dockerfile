@@ -16,6 +16,11 @@ RUN python3 -m venv "/opt/enginehouse/workers/${ENVIRONMENT}" \
     && ${pip} install --no-cache-dir -c "/src/constraints/${EXTRA}.txt" 'setuptools>=77' \
     && ${pip} install --no-cache-dir --no-build-isolation -c "/src/constraints/${EXTRA}.txt" "/src/worker[${EXTRA}]" \
     && ${pip} uninstall --yes setuptools pip
+# What no engine needs: packages' own tests (numpy.testing imports numpy's), headers, libclang. A layer of this stage, so that
+# the one above stays in the cache. Compiled modules stay: on a read-only root nothing else would make them.
+RUN packages=$(echo /opt/enginehouse/workers/*/lib/python3*/site-packages) \
+    && rm -rf "${packages}"/onnx/backend/test "${packages}"/tensorflow/include "${packages}"/clang \
+    && find "${packages}" -type d -name tests -not -path '*/numpy/*' -prune -exec rm -rf {} +
 
 FROM ${PYTHON_IMAGE}
 ARG ENVIRONMENT
