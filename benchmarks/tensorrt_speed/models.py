@@ -109,9 +109,9 @@ def images(model: Path, description: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 def reference(model: Path, target: Path) -> None:
     """Keep some images and what ONNX Runtime's CPU provider makes of them."""
-    import onnxruntime
+    from enginehouse_worker.backends.onnxruntime.session import create_session
 
-    session = onnxruntime.InferenceSession(str(model / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = create_session(model / "model.onnx")
     inputs = images(model, REFERENCE)
     name = session.get_inputs()[0].name
     parts = [session.run(None, {name: inputs[begin : begin + 4]})[0] for begin in range(0, len(inputs), 4)]

@@ -58,6 +58,7 @@ class Cuda:
         self.opened: Counter[int] = Counter()
         self.copying: set[tuple[int, int, int, object]] = set()
         self.free_bytes = 1 << 40
+        self.broken_captures = 0  # captures that are yet to be broken, by a call of another thread
         self.lost = ""  # the sticky error that the device is left with
         self.now = 0.0
         self._random = random.Random(seed)
@@ -126,7 +127,11 @@ class Cuda:
         return (0,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
-        return self._make("graph", self.capturing.pop(int(stream)))
+        captured = self.capturing.pop(int(stream))
+        if self.broken_captures:
+            self.broken_captures -= 1
+            return (CudaError("cudaErrorStreamCaptureInvalidated"), 0)
+        return self._make("graph", captured)
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: int) -> tuple[int]:
         self.calls[f"copy {kind}"] += 1

@@ -209,6 +209,35 @@ def test_a_batch_that_fails_in_or_before_its_capture_is_told_as_it_is(
     assert not bindings.alive
 
 
+@pytest.mark.parametrize("fails_inside", [False, True])
+def test_a_capture_that_another_thread_breaks_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, fails_inside: bool
+) -> None:
+    """One device synchronization, say of a library in the same process, must not cost a request."""
+    bindings, engine, loaded = make(monkeypatch, padding="off")
+    instance = loaded.new_instance()
+    bindings.broken_captures = 1
+    engine.fail_run = 2 if fails_inside else 0
+    check(instance, batch(2))
+    assert not bindings.broken_captures
+    launches = bindings.calls["launch"]
+    check(instance, batch(2))
+    assert bindings.calls["launch"] == launches + 1
+    instance.close()
+    assert not bindings.alive
+
+
+def test_a_capture_that_breaks_each_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    bindings, _, loaded = make(monkeypatch, padding="off")
+    instance = loaded.new_instance()
+    bindings.broken_captures = 3
+    with pytest.raises(WorkerError, match="capturing a batch: cudaErrorStreamCaptureInvalidated"):
+        instance.run(batch(2), [])
+    check(instance, batch(2))
+    instance.close()
+    assert not bindings.alive
+
+
 def test_an_engine_of_other_types_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enginehouse_worker.backends.tensorrt import cuda
+from enginehouse_worker.errors import WorkerError
 
 Shapes = tuple[tuple[int, ...], ...]
 # Replays of a graph that are timed; the quickest counts, as the others met something else.
 TIMED = 3
+# A call of another thread can break a capture (a device synchronization does).
+_ATTEMPTS = 3
+_BROKEN = "cudaErrorStreamCaptureInvalidated"
 
 
 @dataclass
@@ -64,9 +68,6 @@ class GraphCache:
         captured = Captured(context)
         try:
             for slot in range(slots):
-                # Once outside of a capture: TensorRT sets up for new shapes in the first call.
-                enqueue(slot)
-                cuda.checked(self._runtime.cudaStreamSynchronize(self._stream), "running a batch")
                 captured.graphs.append(self._capture(lambda slot=slot: enqueue(slot)))  # type: ignore[misc]
         except BaseException:
             self._destroy(captured)
@@ -97,28 +98,49 @@ class GraphCache:
             self._destroy(self._captured.popitem()[1])
 
     def _capture(self, enqueue: Callable[[], None]) -> tuple[Any, Any]:
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            # Once outside of a capture: TensorRT sets up for new shapes in the first call. And when the device was lost
+            # while another try was broken, this ends the worker.
+            enqueue()
+            cuda.checked(self._runtime.cudaStreamSynchronize(self._stream), "running a batch")
+            graph = self._captured_once(enqueue, again=attempts_left > 0)
+            if graph is not None:
+                break
+        try:
+            return cuda.checked(self._runtime.cudaGraphInstantiate(graph, 0), "instantiating a graph"), graph
+        except BaseException:
+            self._runtime.cudaGraphDestroy(graph)
+            raise
+
+    def _captured_once(self, enqueue: Callable[[], None], *, again: bool) -> Any | None:
+        """The graph of a capture; None when it was broken from outside and is to be made `again`."""
         runtime = self._runtime
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         cuda.checked(runtime.cudaStreamBeginCapture(self._stream, mode), "capturing a batch")
         try:
             enqueue()
-        except BaseException:
+        except BaseException as failure:
             # The error that broke the capture is the one to tell, not that the capture is broken.
-            error, broken = runtime.cudaStreamEndCapture(self._stream)
+            error, graph = runtime.cudaStreamEndCapture(self._stream)
             if int(error) != 0:
                 cuda.check_alive(error, "capturing a batch")
-            if broken:
-                runtime.cudaGraphDestroy(broken)
+            if graph:
+                runtime.cudaGraphDestroy(graph)
+            if again and _is_broken(error) and isinstance(failure, WorkerError):
+                return None
             raise
-        graph = cuda.checked(runtime.cudaStreamEndCapture(self._stream), "capturing a batch")
-        try:
-            return cuda.checked(runtime.cudaGraphInstantiate(graph, 0), "instantiating a graph"), graph
-        except BaseException:
-            runtime.cudaGraphDestroy(graph)
-            raise
+        error, graph = runtime.cudaStreamEndCapture(self._stream)
+        if again and _is_broken(error):
+            cuda.check_alive(error, "capturing a batch")
+            return None
+        return cuda.checked((error, graph), "capturing a batch")
 
     def _destroy(self, captured: Captured) -> None:
         for executable, graph in captured.graphs:
             self._runtime.cudaGraphExecDestroy(executable)
             self._runtime.cudaGraphDestroy(graph)
         captured.graphs.clear()
+
+
+def _is_broken(error: Any) -> bool:
+    return getattr(error, "name", "") == _BROKEN
