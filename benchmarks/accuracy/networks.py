@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +172,25 @@ def keras_arrays(network: nn.Module, name: str) -> Arrays:
     found["predictions/kernel"] = _array(classifier.weight).T
     found["predictions/bias"] = _array(classifier.bias)
     return {key: np.ascontiguousarray(value) for key, value in found.items()}
+
+
+@torch.no_grad()
+def load_keras_arrays(network: nn.Module, name: str, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Give a network the weights that `keras_arrays` took from another one."""
+
+    def put(parameter: Any, values: npt.NDArray[np.float32]) -> None:
+        parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+    for convolution, norm, (conv_name, norm_name) in (_resnet if name == "resnet_v1_50" else _inception)(network):
+        put(convolution.weight, arrays[f"{conv_name}/kernel"].transpose(3, 2, 0, 1))
+        if name == "resnet_v1_50":
+            put(norm.weight, arrays[f"{norm_name}/gamma"])
+        put(norm.bias, arrays[f"{norm_name}/beta"])
+        put(norm.running_mean, arrays[f"{norm_name}/moving_mean"])
+        put(norm.running_var, arrays[f"{norm_name}/moving_variance"])
+    classifier: Any = network.fc
+    put(classifier.weight, arrays["predictions/kernel"].T)
+    put(classifier.bias, arrays["predictions/bias"])
 
 
 def _array(tensor: Any) -> npt.NDArray[np.float32]:

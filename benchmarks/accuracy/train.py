@@ -6,7 +6,8 @@ Needs PyTorch, torchvision and a GPU to be quick (bfloat16, channels last); `--s
 enough to try on a CPU. The seed decides the weights, the order and the flips. Writes in `WORK/NAME`:
 `uploaded/model.onnx` (what the import stage takes), `weights.npz` (by Keras's names: see `keras_weights.py` and
 `frozen.py`), `samples.npz` (some images and PyTorch's logits) and `training.json`. `--limit` lowers the number of steps
-when the first ones say that the time would not suffice.
+when the first ones say that the time would not suffice. `--weights FOLDER` trains nothing: it takes `weights.npz` and
+`training.json` of a folder that this command wrote elsewhere.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ def main() -> None:
     cli.add_argument("--epochs", type=float, default=5)
     cli.add_argument("--batch", type=int, default=256)
     cli.add_argument("--seed", type=int, default=0)
+    cli.add_argument("--weights", type=Path, help="folder with weights.npz and training.json of an earlier run")
     cli.add_argument("--limit", type=float, default=300, help="seconds that training may take")
     arguments = cli.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -163,10 +165,21 @@ def main() -> None:
     torch.backends.cudnn.benchmark = False
     chosen = networks.NETWORKS[arguments.network]
     network = networks.make(chosen.name, data.CLASSES).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = Images(arguments.data, "train", arguments.samples, chosen.size, device)
-    found = train(network, images, device, arguments)
-    test = Images(arguments.data, "t10k", arguments.test_samples, chosen.size, device)
-    found |= {"top1": round(top1(network, test, arguments.batch), 4), "test_images": len(test)}
+    if arguments.weights:
+        found = json.loads((arguments.weights / "training.json").read_text())
+        with np.load(arguments.weights / "weights.npz") as file:
+            networks.load_keras_arrays(network, chosen.name, dict(file))
+        network.eval()
+    else:
+        images = Images(arguments.data, "train", arguments.samples, chosen.size, device)
+        found = train(network, images, device, arguments)
+        test = Images(arguments.data, "t10k", arguments.test_samples, chosen.size, device)
+        found |= {"top1": round(top1(network, test, arguments.batch), 4), "test_images": len(test)}
+        found |= {
+            "network": chosen.name, "epochs": arguments.epochs, "seed": arguments.seed,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "torch": torch.__version__,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }  # fmt: skip
     folder = arguments.work / chosen.name
     # What was made of other weights would stand beside these.
     shutil.rmtree(folder, ignore_errors=True)
@@ -177,11 +190,6 @@ def main() -> None:
     with torch.no_grad():
         np.savez(folder / "samples.npz", images=few.contiguous().numpy(), logits=network(few).numpy())
     export(network, folder / "uploaded" / "model.onnx", chosen.size, output="predictions")
-    found |= {
-        "network": chosen.name, "epochs": arguments.epochs, "seed": arguments.seed,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "torch": torch.__version__,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
     (folder / "training.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found), flush=True)
 
