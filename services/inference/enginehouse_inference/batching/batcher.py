@@ -20,7 +20,16 @@ from enginehouse.workers.regions import Place
 from enginehouse.workers.tensors import TensorInput
 from enginehouse_inference.batching.policy import Batch, BatchPolicy, QueueFullError
 from enginehouse_inference.batching.queue import BatchQueue
-from enginehouse_inference.batching.request import MAX_BATCHES, Answer, Request, join, reject
+from enginehouse_inference.batching.request import (
+    MAX_BATCHES,
+    Answer,
+    Request,
+    inputs_of,
+    join,
+    latest_deadline,
+    reject,
+    wanted_outputs,
+)
 from enginehouse_inference.batching.rows import RequestInput, input_rows, output_rows
 from enginehouse_inference.batching.turns import DeviceTurns, Turn
 
@@ -254,14 +263,10 @@ class Batcher:
     async def _attempt(self, batch: Batch[Request]) -> int | None:
         """Run a batch and answer its requests; returns the device time that it took, where that is known."""
         try:
-            wanted = frozenset().union(*(s.entry.item.outputs for s in batch.slices))
-            names = [name for name in self._outputs if name in wanted]
-            deadlines = [s.entry.deadline_ns for s in batch.slices]
-            # Late only when all are: the worker must not drop a batch for one of its requests.
-            latest = None if None in deadlines else max(d for d in deadlines if d is not None)
             # Only a request that is alone has any.
             places = batch.slices[0].entry.item.places
-            result = await self._run(input_rows(batch, self._batched, lambda r: r.inputs), names, latest, places)
+            inputs = input_rows(batch, self._batched, inputs_of)
+            result = await self._run(inputs, wanted_outputs(batch, self._outputs), latest_deadline(batch), places)
             self._observer.executed(batch.rows, result)
             self._hand_out(batch, result)
             return result.compute_ns

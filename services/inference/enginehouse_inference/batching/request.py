@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enginehouse.errors import EnginehouseError
 from enginehouse.workers.link import InferenceResult
 from enginehouse.workers.regions import Place
-from enginehouse_inference.batching.policy import Entry
+from enginehouse_inference.batching.policy import Batch, Entry
 from enginehouse_inference.batching.rows import OutputRows, RequestInput
 
 # A request is cut into so many batches at most: what it sends costs the sender, what they cost does not, and rows of an
@@ -72,6 +72,31 @@ class Request:
         )
 
 
+def inputs_of(request: Request) -> Sequence[RequestInput]:
+    """A request's inputs."""
+    return request.inputs
+
+
+def wanted_outputs(batch: Batch[Request], order: Sequence[str]) -> Sequence[str]:
+    """The outputs, in `order`, that any request of a batch asks for."""
+    first, *others = (part.entry.item.outputs for part in batch.slices)
+    wanted = first.union(*others) if others else first
+    if len(wanted) == len(order):  # as nearly always
+        return order
+    return [name for name in order if name in wanted]
+
+
+def latest_deadline(batch: Batch[Request]) -> int | None:
+    """When a batch is late: when all its requests are, or the worker would drop it for one of them. None: never."""
+    latest = 0
+    for part in batch.slices:
+        deadline = part.entry.deadline_ns
+        if deadline is None:
+            return None
+        latest = max(latest, deadline)
+    return latest
+
+
 def reject(entry: Entry[Request], error: EnginehouseError) -> None:
     """Answer a request with a copy of an error: its traceback is its own."""
     if not entry.item.future.done():
@@ -83,9 +108,19 @@ def reject(entry: Entry[Request], error: EnginehouseError) -> None:
 def join(entry: Entry[Request], order: Sequence[str]) -> Answer:
     """The answer of a request all of whose rows are computed, its outputs in `order`."""
     request = entry.item
-    pieces = [request.pieces[start] for start in sorted(request.pieces)]
     # Shared memory is freed when the answer is dropped, not when this request's entry is.
-    request.pieces = {}
+    found, request.pieces = request.pieces, {}
+    if len(found) == 1:  # as nearly always
+        ((share, result),) = found.values()
+        return Answer(
+            outputs=tuple(share[name] for name in order if name in request.outputs),
+            results=(result,) if isinstance(result, InferenceResult) else (),
+            queue_ns=request.started_ns - entry.arrived_ns + result.queue_ns,
+            input_ns=result.input_ns,
+            compute_ns=result.compute_ns,
+            output_ns=result.output_ns,
+        )
+    pieces = [found[start] for start in sorted(found)]
     results = [result for _, result in pieces]
     return Answer(
         outputs=tuple(

@@ -85,8 +85,10 @@ def check_request(
     """
     inputs = _inputs(request, raw, signature, regions, model)
     rows = _rows(inputs) if signature.batched else 1
-    timeout = parameters.integer(request.parameters, "timeout", f"model {model}")
-    priority = parameters.integer(request.parameters, "priority", f"model {model}") or 0
+    timeout, priority = None, 0
+    if given := request.parameters:
+        timeout = parameters.integer(given, "timeout", f"model {model}")
+        priority = parameters.integer(given, "priority", f"model {model}") or 0
     skip = 1 if signature.batched else 0
     outputs = _outputs(request, signature, regions, model, rows)
     memory = [t.data.region for t in inputs if isinstance(t.data, RegionPart)]
@@ -120,7 +122,8 @@ def _inputs(
         if name in tensors:
             raise InvalidArgumentError(f"input {name!r} came twice: expected it once", details={"input": name})
         shape = _shape(tensor, spec, signature.batched)
-        region = parameters.text(tensor.parameters, "shared_memory_region", f"input {name!r}")
+        given = tensor.parameters
+        region = parameters.text(given, "shared_memory_region", f"input {name!r}") if given else None
         count = math.prod(shape)
         data: Part
         if region is not None:
@@ -167,11 +170,13 @@ def _shape(tensor: Any, spec: TensorSpec, batched: bool) -> tuple[int, ...]:
             details={"input": spec.name},
         )
     shape = tuple(tensor.shape)
-    fits = len(shape) == len(spec.shape) and all(
+    if len(shape) != len(spec.shape):
+        fits = False
+    elif batched:
         # A batch of any size: the batcher splits what the engine cannot take at once.
-        (got >= 1) if batched and axis == 0 else (got >= 0 if want < 0 else got == want)
-        for axis, (got, want) in enumerate(zip(shape, spec.shape, strict=True))
-    )
+        fits = shape[0] >= 1 and _match(shape[1:], spec.shape[1:])
+    else:
+        fits = _match(shape, spec.shape)
     if not fits:
         expected = [-1, *spec.shape[1:]] if batched else list(spec.shape)
         note = " (-1: any; dimension 0 is the batch, at least 1)" if batched else " (-1: any)"
@@ -180,6 +185,13 @@ def _shape(tensor: Any, spec: TensorSpec, batched: bool) -> tuple[int, ...]:
             details={"input": spec.name},
         )
     return shape
+
+
+def _match(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether a shape is the one expected, where -1 is any size."""
+    return shape == expected or all(
+        got >= 0 if want < 0 else got == want for got, want in zip(shape, expected, strict=True)
+    )
 
 
 def _shared(tensor: Any, region: Region | CudaRegion) -> FilePart | RegionPart:
