@@ -27,7 +27,7 @@ from enginehouse.local.plan import (
 )
 from enginehouse.local.ports import check_free
 from enginehouse.local.processes import is_alive, kill_session, send, start_detached
-from enginehouse.local.readiness import is_healthy, wait_ready
+from enginehouse.local.readiness import is_healthy, tls_of, wait_ready
 from enginehouse.local.state import SERVICES, ServiceState, StackState, read_state, remove_state, write_state
 
 # The services drain for 25 s at most.
@@ -154,10 +154,11 @@ def status(home: Path, *, timeout: float = 2.0) -> list[ServiceStatus]:
     if state is None:
         return []
     statuses = []
+    tls = tls_of(os.environ)
     for service in state.services:
         running = is_alive(service.pid, service.start_time)
         address = f"{state.host}:{service.port}"
-        serving = running and service.port > 0 and asyncio.run(is_healthy(address, timeout))
+        serving = running and service.port > 0 and asyncio.run(is_healthy(address, timeout, tls))
         device = (service.device, service.device_name)
         statuses.append(ServiceStatus(service.name, service.pid, address, running, serving, service.log, *device))
     return statuses
@@ -217,7 +218,8 @@ def _ready(
 ) -> ServiceState:
     home = options.home.resolve()
     announcement = announcement_of(home, service.name)
-    ready = asyncio.run(wait_ready(service, options.contact, announcement, options.timeout))
+    tls = tls_of({**os.environ, **options.variables})
+    ready = asyncio.run(wait_ready(service, options.contact, announcement, options.timeout, tls))
     services[service.name] = ready
     write_state(home, _state(services, options))
     where = " ".join(part for part in (service.device, service.device_name) if part)

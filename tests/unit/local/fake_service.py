@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -33,7 +34,12 @@ async def main(name: str) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set if behaviour != "stubborn" else lambda: None)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((Health(),))
-    port = server.add_insecure_port(f"127.0.0.1:{os.environ['ENGINEHOUSE_PORT']}")
+    address = f"127.0.0.1:{os.environ['ENGINEHOUSE_PORT']}"
+    if certificate := os.environ.get("ENGINEHOUSE_TLS_CERTIFICATE"):
+        pair = (Path(os.environ["ENGINEHOUSE_TLS_KEY"]).read_bytes(), Path(certificate).read_bytes())
+        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    else:
+        port = server.add_insecure_port(address)
     await server.start()
     announce_file(os.environ)({"port": port})
     await stop.wait()

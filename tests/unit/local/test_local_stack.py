@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "rpc"))
+
+from certificates_for_tests import make_ca, sign
+
 from enginehouse import Client
 from enginehouse.errors import AlreadyExistsError, FailedPreconditionError, UnavailableError
 from enginehouse.local import stack
@@ -65,6 +69,25 @@ def test_up_status_down(options: StackOptions) -> None:
     assert not any(is_alive(s.pid, s.start_time) for s in state.services)
     assert "drained" in (options.home / "logs" / "optimizer.log").read_text()
     assert stack.status(options.home) == [] and stack.down(options.home) == []
+
+
+@pytest.mark.parametrize("trusted", ["CA", "certificate"])
+def test_services_with_tls_are_asked_over_tls(
+    options: StackOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: str
+) -> None:
+    ca = make_ca(tmp_path)
+    certificate, key = sign(tmp_path, "server")
+    monkeypatch.setenv("ENGINEHOUSE_TLS_CERTIFICATE", str(certificate))
+    monkeypatch.setenv("ENGINEHOUSE_TLS_KEY", str(key))
+    if trusted == "CA":
+        monkeypatch.setenv("ENGINEHOUSE_CLIENT_CA", str(ca))
+    else:
+        # As one that signed itself: what it was signed with comes after it.
+        certificate.write_text(certificate.read_text() + ca.read_text())
+    stack.up(options)
+    assert all(service.serving for service in stack.status(options.home))
+    monkeypatch.delenv("ENGINEHOUSE_TLS_CERTIFICATE")
+    assert not any(service.serving for service in stack.status(options.home, timeout=0.5))
 
 
 def test_a_crash_is_shown_with_its_log_and_stops_the_others(options: StackOptions) -> None:
