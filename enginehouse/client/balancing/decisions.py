@@ -60,6 +60,8 @@ def next_step(situation: Situation, retry: Retry, jitter: float) -> Step | None:
         return None
     if situation.kind is Kind.ABSENT:
         return Step(costs=False) if situation.elsewhere else None
+    if situation.kind is Kind.NOT_READY and situation.elsewhere:
+        return Step(costs=False)
     if situation.sent >= retry.max_attempts:
         return None
     if situation.kind is Kind.LOST and (situation.lost > MAX_LOST or not situation.several):

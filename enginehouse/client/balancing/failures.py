@@ -14,6 +14,9 @@ from enginehouse.errors import (
     UnavailableError,
 )
 
+# A server names the model's state where that is why it refuses.
+MODEL_STATE = "model_state"
+
 
 class Kind(Enum):
     """What may be done about a failed request."""
@@ -21,6 +24,7 @@ class Kind(Enum):
     FINAL = "the same everywhere: a wrong request, a deadline, a cancellation"
     FAULTY = "final, and a sign that the server is not well if it goes on"
     ABSENT = "this server does not have the model, or not what the request needs; another may"
+    NOT_READY = "this server has the model and cannot compute it now, as while it loads; another may"
     BUSY = "refused before it was begun"
     UNREACHABLE = "no connection was made"
     LOST = "the server or its worker went away, maybe while it computed"
@@ -50,7 +54,7 @@ def kind_of(error: EnginehouseError, *, connected: bool = True) -> Kind:
     """
     if isinstance(error, UnavailableError):
         if error.retry_after_seconds is not None:
-            return Kind.BUSY
+            return Kind.NOT_READY if MODEL_STATE in error.details else Kind.BUSY
         return Kind.LOST if connected else Kind.UNREACHABLE
     if isinstance(error, CancelledError):
         # Our own cancellations are no statuses. gRPC's servers answer so what comes in the moment in which they stop.

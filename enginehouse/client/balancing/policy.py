@@ -13,6 +13,7 @@ class Retry:
 
     Attributes:
         max_attempts: how often one request is sent at most; 1 never sends it again. (Asking the next server because
+            one has the model and is not ready with it is always done, and counts. Asking the next because
             one does not have the model does not count.)
         initial_backoff: seconds before the second round, once every server was tried; the others at once.
         max_backoff: seconds between rounds at most, unless a server asks for more (`google.rpc.RetryInfo`).

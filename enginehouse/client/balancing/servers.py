@@ -66,7 +66,7 @@ class Server:
         """It did not answer one as it should have."""
         if kind in (Kind.UNREACHABLE, Kind.LOST):
             self.down = True
-        elif kind is Kind.BUSY:
+        elif kind in (Kind.BUSY, Kind.NOT_READY):
             self.avoid(key, now + (retry_after or 0.0))
         elif kind is Kind.ABSENT:
             self.avoid(key, now + ABSENT_SECONDS)

@@ -177,6 +177,31 @@ def test_the_budget_ends_a_storm() -> None:
     simulate(go())
 
 
+@pytest.mark.parametrize("attempts", [1, 4])
+def test_a_server_that_still_loads_the_model_passes_a_request_on(attempts: int) -> None:
+    loading = UnavailableError("LOADING", details={"model_state": "LOADING"}, retry_after_seconds=1.0)
+
+    async def go() -> None:
+        servers = [Simulated(raises=loading), Simulated(raises=loading), Simulated()]
+        world = World(servers, Balancing(retry=Retry(max_attempts=attempts)))
+        results = [await world.infer(n) for n in range(20)]
+        assert results == list(range(20))
+
+    simulate(go())
+
+
+def test_one_attempt_says_that_every_server_loads_the_model() -> None:
+    loading = UnavailableError("LOADING", details={"model_state": "LOADING"}, retry_after_seconds=1.0)
+
+    async def go() -> None:
+        world = World([Simulated(raises=loading), Simulated(raises=loading)], Balancing(retry=Retry(max_attempts=1)))
+        with pytest.raises(UnavailableError, match="LOADING"):
+            await world.infer(1)
+        assert world.sends == 2
+
+    simulate(go())
+
+
 def test_a_server_that_only_fails_does_not_draw_all_requests() -> None:
     async def go() -> None:
         broken, well = Simulated(raises=InternalError("device lost")), Simulated(seconds=0.02)

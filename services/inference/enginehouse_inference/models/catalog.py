@@ -128,6 +128,8 @@ class Catalog:
         if slot.serving is None:
             state, reason = slot.shown()
             raise UnavailableError(
-                f"model {name!r} is not ready: {state.value}{': ' + reason if reason else ''}", retry_after_seconds=1.0
+                f"model {name!r} is not ready: {state.value}{': ' + reason if reason else ''}",
+                details={"model": name, "model_state": state.value},
+                retry_after_seconds=1.0,
             )
         return slot.serving
