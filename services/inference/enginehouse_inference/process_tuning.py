@@ -24,7 +24,6 @@ GRPC_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.write_buffer_size", 16 << 20),
     ("grpc.experimental.tcp_read_chunk_size", 1 << 20),
     ("grpc.experimental.tcp_max_read_chunk_size", 16 << 20),
-    ("grpc.optimization_target", "throughput"),
 )
 
 
