@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +34,8 @@ READY_SECONDS = 900.0
 CANCEL_SECONDS = 5.0
 # A large batch on a CPU with several requests in flight.
 CALL_SECONDS = 300.0
+# The GPU to build on, as the node label nvidia.com/gpu.product has it.
+GPU_PRODUCT_VARIABLE = "ENGINEHOUSE_GPU_PRODUCT"
 
 
 def connect(client: AsyncClient, suite: Suite, progress: Progress) -> Seams:
@@ -68,7 +71,9 @@ class SdkEngines:
         return self._stages.get(engine.name, ())
 
     async def engine(self, model: ModelSpec, mode: Mode, suite: Suite) -> Engine:
-        target = Target(mode.backend, mode.engine_precision, profile_for(suite, mode), mode.build_options)
+        # In a cluster with several types of GPU: the one that this process measures on.
+        product = os.environ.get(GPU_PRODUCT_VARIABLE, "") if mode.device == "gpu" else ""
+        target = Target(mode.backend, mode.engine_precision, profile_for(suite, mode), mode.build_options, product)
         job = await self._client.optimize(
             await self._model(model),
             targets=[target],

@@ -3,8 +3,10 @@
 
     enginehouse-benchmark SUITE
 
-RESULTS is the folder for results; a pod that takes an evicted one's place goes on there. RESULTS_URL, if set, is a URL
-that fsspec knows, to which they are copied under JOB's name; RESULTS_OPTIONS is what that URL's client takes, as JSON.
+Engines are built for the GPU of this pod. Where its node's label nvidia.com/gpu.product says more than the GPU's name
+(MIG, time-slicing), set ENGINEHOUSE_GPU_PRODUCT to the label. RESULTS is the folder for results; a pod that takes an evicted
+one's place goes on there. RESULTS_URL, if set, is a URL that fsspec knows, to which they are copied under JOB's name;
+RESULTS_OPTIONS is what that URL's client takes, as JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +28,18 @@ def commands(suite: str, results: Path) -> list[list[str]]:
     ]
 
 
+def gpu_product() -> str:
+    """This pod's GPU as feature discovery labels nodes with it; empty where there is none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except pynvml.NVMLError:
+        return ""
+    return "-".join(str(name).split())
+
+
 def upload(results: Path, variables: Mapping[str, str]) -> str:
     """Copy the results to `RESULTS_URL/JOB`; returns that URL."""
     import fsspec
@@ -42,6 +56,8 @@ def main() -> int:
         print("usage: RESULTS=FOLDER enginehouse-benchmark SUITE", file=sys.stderr)
         return 2
     results = Path(os.environ["RESULTS"])
+    if not os.environ.get("ENGINEHOUSE_GPU_PRODUCT"):
+        os.environ["ENGINEHOUSE_GPU_PRODUCT"] = gpu_product()
     statuses = [subprocess.run(command, check=False).returncode for command in commands(sys.argv[1], results)]
     if os.environ.get("RESULTS_URL") and results.exists():
         print(f"results are at {upload(results, os.environ)}", flush=True)

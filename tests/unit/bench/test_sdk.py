@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -73,6 +74,16 @@ async def test_engines_are_asked_for_and_described(tmp_path: Path) -> None:
     assert await source.download(engine, tmp_path) == tmp_path / "e-1"
     await source.engine(ModelSpec("m", zoo="m"), known_modes()["onnxruntime-cpu-fp32"], suite)
     assert client.asked["calibration"] is None
+
+
+async def test_engines_are_built_on_the_gpu_that_measures_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, suite = FakeClient(), parse_suite(TEXT, "s.yaml")
+    source = SdkEngines(client)  # type: ignore[arg-type]
+    monkeypatch.setenv("ENGINEHOUSE_GPU_PRODUCT", "NVIDIA-H200")
+    gpu = dataclasses.replace(suite.modes[0], device="gpu")
+    for mode, product in ((gpu, "NVIDIA-H200"), (suite.modes[0], "")):
+        await source.engine(ModelSpec("m", zoo="m"), mode, suite)
+        assert client.asked["targets"][0].gpu_product == product
 
 
 async def test_an_interrupted_run_leaves_no_job_behind(tmp_path: Path) -> None:
