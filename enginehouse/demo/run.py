@@ -47,13 +47,22 @@ class Accuracy:
     fraction: float
 
 
-def run(directory: Path, *, suite: str = "quick", keep: bool = False, quiet: bool = False) -> ReportFiles:
+def run(
+    directory: Path,
+    *,
+    suite: str = "quick",
+    keep: bool = False,
+    quiet: bool = False,
+    services: Mapping[str, str] | None = None,
+) -> ReportFiles:
     """Run the demo; everything it makes is under `directory`, which must not exist or be empty.
 
     Args:
         suite: the benchmark suite of step 4.
         keep: leave the services running afterwards.
         quiet: print nothing on standard output.
+        services: addresses of optimizer, inference and telemetry that run already; by default they are started, and
+            stopped afterwards.
 
     Returns:
         the report's files.
@@ -68,6 +77,9 @@ def run(directory: Path, *, suite: str = "quick", keep: bool = False, quiet: boo
     if any(directory.iterdir()):
         raise AlreadyExistsError(f"{directory} has something in it: give --out a new or empty folder")
     home = directory / "stack"
+    if services is not None:
+        with Client(services["optimizer"], services["inference"], services["telemetry"]) as client:
+            return _steps(show, client, services, directory, suite)
     with _step(show, "0", "Start the optimizer, inference and telemetry services"):
         ports = dict.fromkeys(("optimizer", "inference", "telemetry"), 0)
         stack = up(StackOptions(home, ports, metrics_port=0), _indented(show)).addresses()

@@ -10,9 +10,20 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pynvml
 import pytest
 
-from tests.k8s.manifests.rendering import K8S, ROOT, VARIANTS, container_list, kustomized, of_kind, pods, templated
+from tests.k8s.manifests.rendering import (
+    K8S,
+    ROOT,
+    VARIANTS,
+    Variant,
+    container_list,
+    kustomized,
+    of_kind,
+    pods,
+    templated,
+)
 
 IMAGES = K8S / "images"
 
@@ -26,7 +37,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-build, benchmark = _load("build"), _load("benchmark")
+build, benchmark, podman_pods = _load("build"), _load("benchmark"), _load("podman_pods")
 
 
 def test_every_image_of_the_manifests_is_built() -> None:
@@ -126,6 +137,18 @@ def test_results_are_copied_to_object_storage(tmp_path: Path) -> None:
     assert (store / "bench-1" / "plots" / "a.svg").exists()
 
 
+def test_a_benchmark_builds_for_the_gpu_of_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", missing)
+    assert benchmark.gpu_product() == ""
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: "NVIDIA H100 80GB HBM3")
+    assert benchmark.gpu_product() == "NVIDIA-H100-80GB-HBM3"
+
+
 def test_the_benchmark_script_runs_suite_and_report(tmp_path: Path) -> None:
     """With a stand-in for the command line, which the image has: statuses and order are the script's."""
     command = tmp_path / "bin" / "enginehouse"
@@ -141,3 +164,27 @@ def test_the_benchmark_script_runs_suite_and_report(tmp_path: Path) -> None:
         f"report {tmp_path}/results",
     ]
     assert subprocess.run(script, env=variables, capture_output=True, timeout=60).returncode == 2
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:2], ids=lambda variant: variant.name)
+def test_pods_for_podman_are_the_manifests_but_for_what_podman_lacks(variant: Variant) -> None:
+    objects = kustomized(variant)
+    made = {thing["metadata"]["name"]: thing for thing in podman_pods.playable(objects, "here")}
+    workloads = [thing for thing in objects if thing["kind"] in ("Deployment", "DaemonSet")]
+    assert len(workloads) == 4
+    for workload in workloads:
+        spec, given = made[workload["metadata"]["name"]]["spec"], workload["spec"]["template"]["spec"]
+        assert spec["securityContext"] == given["securityContext"]
+        assert "enginehouse-optimizer.enginehouse.svc" in spec["hostAliases"][0]["hostnames"]
+        names = {volume["name"] for volume in spec["volumes"]}
+        for container, original in zip(spec["containers"], given["containers"], strict=True):
+            assert container["image"] == f"localhost/{original['image']}"
+            assert container["resources"] == original["resources"]
+            assert container["securityContext"] == original["securityContext"]
+            assert {mount["name"] for mount in container["volumeMounts"]} <= names
+            assert all(
+                isinstance(entry["value"], str) for entry in container["env"] if "secretKeyRef" not in str(entry)
+            )
+            assert not any(name.endswith("Probe") for name in container)
+    own = [volume["name"] for pod in made.values() if pod["kind"] == "Pod" for volume in pod["spec"]["volumes"]]
+    assert len(own) == len(set(own)), "podman would share them"
