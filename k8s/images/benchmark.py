@@ -4,9 +4,9 @@
     enginehouse-benchmark SUITE
 
 Engines are built for the GPU of this pod. Where its node's label nvidia.com/gpu.product says more than the GPU's name
-(MIG, time-slicing), set ENGINEHOUSE_GPU_PRODUCT to the label. RESULTS is the folder for results; a pod that takes an evicted
-one's place goes on there. RESULTS_URL, if set, is a URL that fsspec knows, to which they are copied under JOB's name;
-RESULTS_OPTIONS is what that URL's client takes, as JSON.
+(MIG, time-slicing), set ENGINEHOUSE_GPU_PRODUCT to the label. RESULTS is the folder for results; a pod that takes an
+evicted one's place goes on there. RESULTS_URL, if set, is a URL that fsspec knows, to which they are copied under JOB's
+name; RESULTS_OPTIONS is what that URL's client takes, as JSON.
 """
 
 from __future__ import annotations
