@@ -12,7 +12,6 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -32,10 +31,11 @@ from enginehouse.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from enginehouse.kubernetes.api_server import SERVICE_ACCOUNT
 
 Object = dict[str, Any]
 
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+NAMESPACE_FILE = SERVICE_ACCOUNT / "namespace"
 _CALL_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 # Watches and logs keep theirs: a call must not wait for one of them to end.

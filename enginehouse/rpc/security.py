@@ -10,9 +10,9 @@ from typing import TypeVar
 import structlog
 
 from enginehouse.errors import EnginehouseError, FailedPreconditionError
+from enginehouse.kubernetes.api_server import ApiServer
 from enginehouse.rpc.admission import TokenAdmission
 from enginehouse.rpc.authorization import Admission, AllowAll, Authorizer
-from enginehouse.rpc.kubernetes_api import ApiServer
 from enginehouse.rpc.role_bindings import RoleAuthorizer, parse_bindings
 from enginehouse.rpc.settings import ServerSettings
 from enginehouse.rpc.static_tokens import parse_tokens

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import structlog
 
 from enginehouse.errors import ResourceExhaustedError, UnauthenticatedError, UnavailableError
+from enginehouse.kubernetes.api_server import ApiServer
 from enginehouse.rpc.authorization import Principal
 from enginehouse.rpc.denials import Denials
-from enginehouse.rpc.kubernetes_api import ApiServer
 from enginehouse.rpc.static_tokens import digest_of
 
 INVALID = "the token is not valid here: it is unknown, has ended, or is for another audience"

@@ -20,9 +20,9 @@ from enginehouse.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from enginehouse.kubernetes.api_server import ApiServer
 from enginehouse.rpc import token_checks
 from enginehouse.rpc.authorization import Principal
-from enginehouse.rpc.kubernetes_api import ApiServer
 from enginehouse.rpc.token_checks import REVIEWS, TokenReviews, seconds_left, verdict_of
 
 TESTS = Path(__file__).resolve().parents[2]

@@ -1,4 +1,8 @@
-"""One question at a time to the Kubernetes API server, with the standard library: services need nothing more of it."""
+"""One question at a time to the Kubernetes API server, with the standard library.
+
+For services that only ask whose a token is, and are installed without the `kubernetes` client. What lists, watches and
+makes objects is `enginehouse.kubernetes.api`.
+"""
 
 from __future__ import annotations
 
