@@ -16,6 +16,7 @@ Object = dict[str, Any]
 
 WORKLOADS = ("Deployment", "DaemonSet")
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle")
+_HERE = "127.0.0.1"
 _KUBELET = "pod-resources"
 # An address for what the cluster's API would say.
 _INSTEAD = {"ENGINEHOUSE_AGENTS_SERVICE": ("ENGINEHOUSE_AGENTS", "127.0.0.1:8020")}
@@ -51,7 +52,6 @@ def _pod(workload: Mapping[str, Any], services: list[str], node: str) -> Object:
     template = copy.deepcopy(workload["spec"]["template"])
     spec = template["spec"]
     spec["hostNetwork"] = True
-    spec["hostAliases"] = [{"ip": "127.0.0.1", "hostnames": services}]
     own = f"{workload['metadata']['name']}-"
     spec["volumes"] = [
         {**volume, "name": own + volume["name"]} for volume in spec["volumes"] if volume["name"] != _KUBELET
@@ -62,7 +62,7 @@ def _pod(workload: Mapping[str, Any], services: list[str], node: str) -> Object:
             {**mount, "name": own + mount["name"]} for mount in container["volumeMounts"] if mount["name"] != _KUBELET
         ]
         container["env"] = [
-            _variable(entry, workload, node) for entry in container["env"] if entry["name"] not in _WITHOUT
+            _variable(entry, workload, services, node) for entry in container["env"] if entry["name"] not in _WITHOUT
         ]
         container.pop("ports", None)  # the host's own
         for name in _PROBES:
@@ -71,17 +71,22 @@ def _pod(workload: Mapping[str, Any], services: list[str], node: str) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-def _variable(entry: Mapping[str, Any], workload: Mapping[str, Any], node: str) -> Object:
+def _variable(entry: Mapping[str, Any], workload: Mapping[str, Any], services: list[str], node: str) -> Object:
     if entry["name"] in _INSTEAD:
         name, value = _INSTEAD[entry["name"]]
         return {"name": name, "value": value}
-    if "fieldRef" not in entry.get("valueFrom", {}):
+    if "value" in entry:
+        value = entry["value"]
+        for service in services:  # podman heeds no hostAliases on the host's network
+            value = value.replace(service, _HERE)
+        return {"name": entry["name"], "value": value}
+    if "fieldRef" not in entry["valueFrom"]:
         return dict(entry)
     fields = {
         "metadata.namespace": workload["metadata"]["namespace"],
         "metadata.name": workload["metadata"]["name"],
         "spec.nodeName": node,
-        "status.hostIP": "127.0.0.1",
-        "status.podIP": "127.0.0.1",
+        "status.hostIP": _HERE,
+        "status.podIP": _HERE,
     }
     return {"name": entry["name"], "value": fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]}

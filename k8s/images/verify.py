@@ -30,12 +30,13 @@ from enginehouse.errors import EnginehouseError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / ".venv" / "k8s-tools" / "bin" / "kubectl"
+SUITE = Path(__file__).with_name("served.yaml")
 SERVICES = {"optimizer": "127.0.0.1:8010", "inference": "127.0.0.1:8001", "telemetry": "127.0.0.1:8020"}
 AGGREGATOR = "127.0.0.1:8021"
 READY_SECONDS = 120.0
 DEMO = (
     "import sys, json; from pathlib import Path; from enginehouse.demo.run import run; "
-    "run(Path(sys.argv[1]), services=json.loads(sys.argv[2]))"
+    "run(Path(sys.argv[1]), suite=sys.argv[3], services=json.loads(sys.argv[2]))"
 )
 
 
@@ -126,6 +127,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--podman", default="podman")
     parser.add_argument("--runtime", default="", help="OCI runtime, such as runc")
     parser.add_argument("--ulimit", action="append", default=[], help="nofile=20000:20000; repeat")
+    parser.add_argument("--suite", default=str(SUITE), help="what the demo's benchmark runs")
     parser.add_argument("--kubectl", default=str(TOOL))
     return parser.parse_args(arguments)
 
@@ -155,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         nodes = nodes_of_aggregator()
         began = time.monotonic()
-        demo = [sys.executable, "-c", DEMO, str(folder / "demo"), json.dumps(SERVICES)]
+        demo = [sys.executable, "-c", DEMO, str(folder / "demo"), json.dumps(SERVICES), options.suite]
         printed = subprocess.run(demo, stdout=subprocess.PIPE, text=True)
         seconds = time.monotonic() - began
     except (subprocess.CalledProcessError, TimeoutError, EnginehouseError) as error:
