@@ -22,13 +22,13 @@ def is_script_row(value: Mapping[str, Any]) -> bool:
 
 
 def suite_row(value: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The row in the suite's form, or None for one that has no latencies: of several instances at once.
+    """The row in the suite's form, or None for one that has no latencies, of several instances at once, or not all.
 
     Raises:
         KeyError: it lacks what every row has.
     """
     latency = value.get("latency_ms")
-    if not latency:
+    if not latency or "mean" not in latency:
         return None
     row = {name: item for name, item in value.items() if name not in ("device", "mode", "interval_of")}
     row["precision"] = str(value["precision"]).lower()
@@ -83,8 +83,12 @@ def _is_device(value: object) -> bool:
 
 
 def _mode(value: Mapping[str, Any], precision: str, device: str) -> str:
-    if value.get("mode"):
+    backend, runtime = str(value["backend"]), str(value.get("runtime", ""))
+    if value.get("mode") and runtime != "torch":  # there it is torch.compile's
         return str(value["mode"])
-    name = mode_name(str(value["backend"]), device, precision)
-    runtime = str(value.get("runtime", ""))
-    return name if runtime in _OWN_RUNTIMES or runtime == value["backend"] else f"{name}-{runtime}"
+    parts = [mode_name(backend, device, precision)]
+    if runtime not in (*_OWN_RUNTIMES, "torch", backend):
+        parts.append(runtime)
+    if str(value.get("source", "")).endswith("-uint8"):  # images as bytes, normalized inside: another engine
+        parts.append("uint8")
+    return "-".join(parts)

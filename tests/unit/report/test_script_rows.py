@@ -44,15 +44,27 @@ def write(directory: Path, *rows: dict[str, Any]) -> Path:
 def test_a_scripts_rows_are_those_of_a_suite(tmp_path: Path) -> None:
     several = {name: value for name, value in NATIVE.items() if name != "latency_ms"} | {"instances": 3}
     implicit = {**NATIVE, "variant": "implicit", "runtime": "implicit"}
-    found = load_results(write(tmp_path / "a", NATIVE, TF_TRT, CPU, several, implicit))
+    pixels = {**NATIVE, "variant": "int8-uint8", "source": "int8-uint8"}
+    torch = {**NATIVE, "variant": "torch", "backend": "pytorch", "runtime": "torch", "precision": "FP16"}
+    torch["mode"] = "reduce-overhead"
+    found = load_results(write(tmp_path / "a", NATIVE, TF_TRT, CPU, several, implicit, pixels, torch))
     lanes = {(row.lane.mode, row.lane.precision, row.lane.device) for row in found.rows}
     assert lanes == {
         ("tensorrt-int8", "int8", "gpu:0"), ("tf-trt-int8", "int8", "gpu:0"), ("tensorflow-cpu-fp32", "fp32", "cpu"),
-        ("tensorrt-int8-implicit", "int8", "gpu:0"),
+        ("tensorrt-int8-implicit", "int8", "gpu:0"), ("tensorrt-int8-uint8", "int8", "gpu:0"),
+        ("pytorch-gpu-fp16", "fp16", "gpu:0"),
     }  # fmt: skip
     native = next(row for row in found.rows if row.lane.mode == "tensorrt-int8")
     assert native.clocks_mhz == 1980 and native.latency_ms.p95 == 0.33 and native.per_joule == 90
-    assert found.left_out == 1 and found.machine(native)["gpus"]["devices"][0]["product"] == "NVIDIA H200"
+    assert found.left_out == 1
+    assert found.machine(native)["gpus"]["devices"][0]["product"] == "NVIDIA H200"
+
+
+def test_a_row_without_the_mean_of_its_latencies_is_left_out(tmp_path: Path) -> None:
+    """Rows that were written again from printed lines have the median and p99 alone."""
+    printed = {**NATIVE, "latency_ms": {"p50": 0.3, "p99": 0.33}}
+    found = load_results(write(tmp_path / "a", NATIVE, {**printed, "batch": 16}))
+    assert len(found.rows) == 1 and found.left_out == 1
 
 
 def test_committed_results_can_be_read() -> None:
