@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "\n| image | MB |\n|---|---|",
         *sizes(podman),
         "\n```",
-        printed.stdout.rstrip(),
+        printed.stdout.replace(f"{folder}/", "").rstrip(),
         "```",
     ]
     (folder / "report.md").write_text("\n".join(lines) + "\n")
