@@ -189,9 +189,9 @@ def _shape(tensor: Any, spec: TensorSpec, batched: bool) -> tuple[int, ...]:
 
 def _match(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     """Whether a shape is the one expected, where -1 is any size."""
-    return shape == expected or all(
-        got >= 0 if want < 0 else got == want for got, want in zip(shape, expected, strict=True)
-    )
+    if shape == expected and -1 not in expected:  # as mostly; a request's own -1 is no size
+        return True
+    return all(got >= 0 if want < 0 else got == want for got, want in zip(shape, expected, strict=True))
 
 
 def _shared(tensor: Any, region: Region | CudaRegion) -> FilePart | RegionPart:
