@@ -45,6 +45,17 @@ class World:
         await asyncio.wait_for(asyncio.gather(self.manager.close(), self.devices.device.close()), SECONDS)
 
 
+@pytest.mark.parametrize("state", [State.LOADING, State.UNLOADING, State.UNAVAILABLE])
+def test_a_refusal_names_the_models_state(state: State) -> None:
+    """By it a client knows that another server may have the model ready, and asks that one."""
+    catalog = Catalog()
+    catalog.set_state("m", 1, state, "a reason")
+    with pytest.raises(UnavailableError, match=r"is not ready: .*a reason") as refusal:
+        catalog.find("m", "")
+    assert refusal.value.details == {"model": "m", "model_state": state.value}
+    assert refusal.value.retry_after_seconds == 1.0
+
+
 async def test_a_device_that_is_still_starting_can_be_closed(tmp_path: Path) -> None:
     world = World(tmp_path, starts=False)
     world.manager.want("m", world.plan("m"))
