@@ -127,7 +127,8 @@ def _torch(found: Sequence[Row]) -> list[list[str]]:
             continue
         base = torch["inferences_per_second"]
         for precision, bar in (("FP16", FP16_OVER_TORCH), ("INT8", INT8_OVER_TORCH)):
-            here = select(found, scope="engine", instances=1, batch=batch, precision=precision, sitting=torch["sitting"])
+            here = select(found, scope="engine", instances=1, batch=batch, precision=precision)
+            here = select(here, sitting=torch["sitting"])
             best = fastest([row for row in here if row["runtime"] == "engine"])
             if best is not None:
                 ratio, barred = best["inferences_per_second"] / base, batch == 128
