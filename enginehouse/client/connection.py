@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from enginehouse.client.owner import LoopOwner
-from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError
+from enginehouse.errors import EnginehouseError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 from enginehouse.rpc.channels import TLS, Token, open_channel
 from enginehouse.rpc.status import from_rpc_error
 
@@ -65,6 +65,11 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.service_config", _SERVICE_CONFIG),
 )
+
+
+def _is_cut_off(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a write failed before the status came that says why: gRPC then gives this one in its place."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
 
 
 class Outgoing(AsyncIterator[_R]):
@@ -159,11 +164,14 @@ class Endpoint:
 
         Raises:
             EnginehouseError: of the subclass that stands for the status; and what the messages' source raised.
+            UnavailableError: also when the stream ended in a write, for a reason that gRPC does not tell.
         """
         outgoing = Outgoing(messages)
         try:
             return await method(outgoing)
         except grpc.aio.AioRpcError as error:
+            if outgoing.error is None and _is_cut_off(error):
+                raise UnavailableError(f"the stream to {self.address} ended while it was being written") from None
             raise outgoing.error or self.error(error) from None
         except asyncio.CancelledError:
             if outgoing.error is not None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
+import grpc
+import grpc.aio
 import numpy as np
 import pytest
 from client_servers import PROJECT, Servers
 
 from enginehouse import AsyncClient, BatchProfile, Engine
 from enginehouse.client import blobs
+from enginehouse.client.connection import Endpoint
 from enginehouse.client.model_files import id_from, model_file
 from enginehouse.errors import AlreadyExistsError, DataLossError, InvalidArgumentError, NotFoundError
 from enginehouse.v1 import engines_pb2
@@ -47,6 +51,30 @@ async def test_a_broken_upload_goes_on_where_it_stopped(client: AsyncClient, ser
     servers.blobs.break_after = [1, 2]
     model = await client.models.upload(_model_file(tmp_path))
     assert servers.blobs.offsets == [0, 1 << 20, 3 << 20]
+    assert model.digest in servers.blobs.whole
+
+
+async def test_an_upload_goes_on_after_a_write_that_failed_without_a_status(
+    client: AsyncClient, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a stream ends in the middle of a write, gRPC now and then says this and not the server's own status."""
+    servers.blobs.break_after = [1]
+    failures, sends = [], Endpoint.send
+
+    async def send(self: Endpoint, method: Any, messages: Any) -> Any:
+        async def fails(outgoing: Any) -> Any:
+            try:
+                return await method(outgoing)
+            except grpc.aio.AioRpcError as error:
+                failures.append(error.code())
+                none = grpc.aio.Metadata()
+                raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, "Internal error from Core") from None
+
+        return await sends(self, fails, messages)
+
+    monkeypatch.setattr(Endpoint, "send", send)
+    model = await client.models.upload(_model_file(tmp_path))
+    assert len(failures) == 1 and servers.blobs.offsets == [0, 1 << 20]
     assert model.digest in servers.blobs.whole
 
 
