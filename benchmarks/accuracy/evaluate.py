@@ -163,10 +163,17 @@ def row_of(network: str, mode: Mode, found: dict[str, Any], training: dict[str, 
         "backend_version": found["backend_version"],
         "precision": mode.precision,
         "samples": found["samples"],
-        "accuracy": kept,
+        "accuracy": {"data": "Fashion-MNIST", **kept},
         **({} if share is None else {"share_of_fp32": round(share, 5), "reaches_99_percent": share >= BAR}),
         "training": training,
     }
+
+
+def command(arguments: argparse.Namespace, network: str, mode: Mode) -> str:
+    """What measures a row again, without where this machine keeps its files."""
+    counts = f"--test-samples {arguments.test_samples} --calibration-samples {arguments.calibration_samples}"
+    chosen = f"--networks {network} --modes {mode.name} {counts} --batch {arguments.batch}"
+    return f"python benchmarks/accuracy/evaluate.py {chosen}"
 
 
 def table(measured: Sequence[dict[str, Any]]) -> str:
@@ -239,7 +246,7 @@ def main() -> None:
                 "calibration_samples": arguments.calibration_samples,
                 "environment": digest,
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "command": f"python benchmarks/accuracy/evaluate.py --networks {network} --modes {mode.name}",
+                "command": command(arguments, network, mode),
             }
             rows.append(path, row)
             print(json.dumps({"model": network, "mode": mode.name, **row["accuracy"]}), flush=True)

@@ -149,7 +149,7 @@ class Row:
                 stable=bool(value["stable"]),
                 environment=str(value["environment"]),
                 time=str(value["time"]),
-                accuracy=None if accuracy is None else _known(Accuracy, accuracy),
+                accuracy=None if accuracy is None else _accuracy(accuracy),
                 **optional,
             )
         except KeyError as error:
@@ -202,6 +202,18 @@ def lane_from_json(value: Mapping[str, Any]) -> Lane:
     )
 
 
+def accuracy_from_json(value: Any) -> Accuracy:
+    """The accuracy of a row's JSON object; unknown keys are ignored.
+
+    Raises:
+        InvalidArgumentError: it is no object, or lacks `data`.
+    """
+    try:
+        return _accuracy(value)
+    except (AttributeError, TypeError) as error:
+        raise InvalidArgumentError(f"result row: accuracy: {error}") from error
+
+
 def present(value: Any) -> Any:
     """`value` without the mapping entries that are None, at any depth."""
     if isinstance(value, dict):
@@ -226,6 +238,6 @@ _OPTIONAL = (
 )  # fmt: skip
 
 
-def _known(kind: type[Accuracy], value: Mapping[str, Any]) -> Accuracy:
-    names = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: item for name, item in value.items() if name in names})
+def _accuracy(value: Mapping[str, Any]) -> Accuracy:
+    names = {field.name for field in dataclasses.fields(Accuracy)}
+    return Accuracy(**{name: item for name, item in value.items() if name in names})

@@ -12,14 +12,22 @@ from enginehouse.bench import store
 from enginehouse.bench.rows import Lane, NotRun, Row
 from enginehouse.bench.telemetry import timestamp
 from enginehouse.errors import InvalidArgumentError, NotFoundError
-from enginehouse.report.script_rows import is_script_row, suite_environment, suite_row
+from enginehouse.report.script_rows import (
+    MeasuredAccuracy,
+    accuracy_row,
+    is_accuracy_row,
+    is_script_row,
+    suite_environment,
+    suite_row,
+)
 
 
 @dataclass(frozen=True)
 class Results:
     """What a run left: rows in the order of suite and batch, the rest as JSON objects.
 
-    `left_out` counts rows that have no latencies: of a script, with several instances at once.
+    `left_out` counts rows that have no latencies: of a script, with several instances at once. `accuracies` are of rows
+    that say nothing of speed.
     """
 
     rows: tuple[Row, ...]
@@ -32,6 +40,7 @@ class Results:
     windows: tuple[Mapping[str, Any], ...] = ()
     loadgen: tuple[Mapping[str, Any], ...] = ()
     left_out: int = 0
+    accuracies: tuple[MeasuredAccuracy, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -71,6 +80,7 @@ def load_results(source: Path, more: Sequence[Path] = ()) -> Results:
     newest = {row.lane: row for part in parts for row in part.rows}
     measured = {point_of(lane) for lane in newest}
     run = parts[0].run
+    accuracies = {(a.model, a.mode, a.device, a.accuracy.data): a for part in parts for a in part.accuracies}
     return Results(
         rows=tuple(sorted(newest.values(), key=_order(run, list(newest)))),
         not_run=tuple(entry for part in parts for entry in part.not_run if point_of(entry.lane) not in measured),
@@ -82,6 +92,7 @@ def load_results(source: Path, more: Sequence[Path] = ()) -> Results:
         windows=parts[0].windows,
         loadgen=tuple(line for part in parts for line in part.loadgen),
         left_out=sum(part.left_out for part in parts),
+        accuracies=tuple(accuracies.values()),
     )
 
 
@@ -94,9 +105,12 @@ def _load(source: Path) -> Results:
     directory, rows_file = (source.parent, source) if source.is_file() else (source, source / store.ROWS)
     if not rows_file.is_file() and not any((directory / name).is_file() for name in (store.RUN, store.LOADGEN)):
         raise NotFoundError(f"{source} holds no results: neither {store.ROWS} nor {store.RUN} is there")
-    rows, left_out, scripts = [], 0, False
+    rows, accuracies, left_out, scripts = [], [], 0, False
     for number, value in enumerate(store.read_lines(rows_file), 1):
         try:
+            if is_accuracy_row(value):
+                accuracies.append(accuracy_row(value))
+                continue
             if not is_script_row(value):
                 rows.append(Row.from_json(value))
                 continue
@@ -122,6 +136,7 @@ def _load(source: Path) -> Results:
         windows=tuple(store.read_lines(directory / store.WINDOWS)),
         loadgen=tuple(store.read_lines(directory / store.LOADGEN)),
         left_out=left_out,
+        accuracies=tuple(accuracies),
     )
 
 

@@ -139,7 +139,7 @@ def gather(
         efficient=most_efficient(results.rows),
         scaling=scaling(results.rows),
         scenarios=scenario_lines(results.loadgen),
-        accuracies=accuracy_lines(results.rows),
+        accuracies=accuracy_lines(results.rows, results.accuracies),
         budget=within_budget(results.rows, budget_ms, budget_quantity),
         missing=group_missing(results.not_run),
     )

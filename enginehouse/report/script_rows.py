@@ -7,13 +7,45 @@ differences: a product's name for the device, upper-case precisions, a "sitting"
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from enginehouse.bench.modes import mode_name
 from enginehouse.bench.plan import ALL_GPUS
+from enginehouse.bench.rows import Accuracy, accuracy_from_json
 
 # Runtimes that are what a mode's name says; others have it in theirs.
 _OWN_RUNTIMES = ("", "engine", "worker")
+
+
+@dataclass(frozen=True)
+class MeasuredAccuracy:
+    """The accuracy of a mode's engine on labelled data, measured apart from its speed (`benchmarks/accuracy`)."""
+
+    model: str
+    mode: str
+    device: str
+    accuracy: Accuracy
+
+
+def is_accuracy_row(value: Mapping[str, Any]) -> bool:
+    """Whether a row says how accurate an engine is, and nothing of its speed."""
+    return "accuracy" in value and "scope" not in value and "inferences_per_second" not in value
+
+
+def accuracy_row(value: Mapping[str, Any]) -> MeasuredAccuracy:
+    """The accuracy that a row says.
+
+    Raises:
+        KeyError: it lacks what every row has.
+        InvalidArgumentError: its accuracy is none.
+    """
+    given = value["accuracy"]
+    facts = {"samples": value.get("samples"), "data": "labelled", **given} if isinstance(given, Mapping) else given
+    device = _device(value)
+    return MeasuredAccuracy(
+        str(value["model"]), _mode(value, str(value["precision"]).lower(), device), device, accuracy_from_json(facts)
+    )
 
 
 def is_script_row(value: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from enginehouse.bench.plan import ALL_GPUS
 from enginehouse.bench.rows import Accuracy, Row
 from enginehouse.errors import InvalidArgumentError
+from enginehouse.report.script_rows import MeasuredAccuracy
 
 SCOPES = ("engine", "host", "served")
 BUDGET_MS = 7.0
@@ -138,18 +139,22 @@ class AccuracyLine:
         return None if self.of_reference is None else self.of_reference >= ACCURACY_BAR
 
 
-def accuracy_lines(rows: Sequence[Row]) -> tuple[AccuracyLine, ...]:
-    """A line for each model, mode and device whose engine was verified."""
+def accuracy_lines(rows: Sequence[Row], apart: Sequence[MeasuredAccuracy] = ()) -> tuple[AccuracyLine, ...]:
+    """A line for each model, mode and device whose engine was verified; then what was measured apart from speed."""
     found: dict[Key, AccuracyLine] = {}
     for row in rows:
         accuracy, key = row.accuracy, _key(row, "")
         if accuracy is None or key in found:
             continue
-        share = (
-            accuracy.top1 / accuracy.reference_top1 if accuracy.top1 is not None and accuracy.reference_top1 else None
-        )
-        found[key] = AccuracyLine(*key, accuracy, share)
-    return tuple(found.values())
+        found[key] = AccuracyLine(*key, accuracy, _of_reference(accuracy))
+    labelled = (AccuracyLine(a.model, a.mode, a.device, a.accuracy, _of_reference(a.accuracy)) for a in apart)
+    return (*found.values(), *labelled)
+
+
+def _of_reference(accuracy: Accuracy) -> float | None:
+    if accuracy.top1 is None or not accuracy.reference_top1:
+        return None
+    return accuracy.top1 / accuracy.reference_top1
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from enginehouse.errors import InvalidArgumentError
 from enginehouse.paper import load_paper
 from enginehouse.report.claims import Verdict, judge
 from enginehouse.report.data import load_results
+from enginehouse.report.tables import accuracy_lines
 from enginehouse.report.write import write_report
 
 # As benchmarks/tensorrt_speed and benchmarks/tf_trt write them.
@@ -31,6 +32,12 @@ TF_TRT = {
     "latency_ms": {"mean": 0.8, "p50": 0.8, "p90": 0.8, "p95": 0.8, "p99": 0.9, "max": 1.0},
 }  # fmt: skip
 CPU = {**TF_TRT, "mode": "tensorflow-cpu-fp32", "backend": "tensorflow", "precision": "FP32", "device": "Intel Xeon"}
+# As benchmarks/accuracy/evaluate.py writes them: how accurate, not how fast.
+LABELLED: dict[str, Any] = {
+    "model": "resnet_v1_50", "mode": "tensorrt-int8", "backend": "tensorrt", "precision": "INT8", "samples": 2000,
+    "accuracy": {"data": "Fashion-MNIST", "top1": 0.9, "top5": 0.99, "reference_top1": 0.92, "reference_top5": 0.99},
+    "share_of_fp32": 0.97826, "reaches_99_percent": False, "environment": "abc", "time": "t",
+}  # fmt: skip
 FACTS = {"cpu": "Intel Xeon", "cores": 16, "gpu": "NVIDIA H200", "driver": "580", "tensorrt": "8.6.0"}
 
 
@@ -71,6 +78,38 @@ def test_committed_results_can_be_read() -> None:
     folder = Path(__file__).parents[3] / "results"
     assert {row.lane.device for row in load_results(folder / "h200/onnxruntime-int8").rows} == {"cpu"}
     assert load_results(folder / "epyc-2-cores/demo").rows
+    assert load_results(folder / "epyc-2-cores/accuracy").accuracies
+
+
+def test_accuracy_that_was_measured_apart_stands_beside_speed(tmp_path: Path) -> None:
+    cpu = {**LABELLED, "mode": "onnxruntime-cpu-int8", "backend": "onnxruntime", "accuracy": {"top1": 0.919,
+           "reference_top1": 0.92}}  # fmt: skip
+    speed, accuracy = write(tmp_path / "a", NATIVE), write(tmp_path / "b", LABELLED, cpu)
+    found = load_results(speed, [accuracy])
+    assert len(found.rows) == 1 and found.left_out == 0
+    lines = accuracy_lines(found.rows, found.accuracies)
+    assert [(line.mode, line.device, line.accuracy.data, line.reached) for line in lines] == [
+        ("tensorrt-int8", "gpu:0", "synthetic", None),
+        ("tensorrt-int8", "gpu:0", "Fashion-MNIST", False),
+        ("onnxruntime-cpu-int8", "cpu", "labelled", True),
+    ]
+    assert [line.accuracy.samples for line in lines] == [None, 2000, 2000]
+    files = write_report(speed, more=[accuracy], output=tmp_path / "out")
+    assert "| resnet_v1_50 | tensorrt-int8 | Fashion-MNIST | 90.00 % | 99.00 % | 92.00 % | 97.83 % | missed |" in (
+        files.markdown.read_text()
+    )
+    assert "below 99 %" in files.html.read_text()
+
+
+def test_accuracy_measured_again_counts_once(tmp_path: Path) -> None:
+    again = {**LABELLED, "accuracy": {**LABELLED["accuracy"], "top1": 0.915}}
+    found = load_results(write(tmp_path / "a", LABELLED), [write(tmp_path / "b", again)])
+    assert [line.accuracy.top1 for line in found.accuracies] == [0.915]
+
+
+def test_accuracy_that_is_no_object_names_its_line(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"rows.jsonl line 1: result row: accuracy"):
+        load_results(write(tmp_path / "a", {**LABELLED, "accuracy": 0.9}))
 
 
 def test_results_of_one_machine_make_one_report(tmp_path: Path) -> None:
